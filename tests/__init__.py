@@ -1,0 +1,1 @@
+"""Test helpers and tests of amd_hf."""
