@@ -1,0 +1,1 @@
+"""Frame-pair streams, augmentation, shard packing, benchmark readers and generated clips."""
