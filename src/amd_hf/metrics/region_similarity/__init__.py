@@ -1,0 +1,1 @@
+"""Folder for `evaluate.load`; the metric is in `region_similarity.py`."""

@@ -1,0 +1,1 @@
+"""Folder for `evaluate.load`; the metric is in `s_measure.py`."""
