@@ -5,8 +5,8 @@ as in the published code (strides 1, 2, 1, 1; dilations 1, 1, 1, 2), which is no
 dilated ResNet.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from .configuration_amd import AMDConfig
 
 @contextmanager
 def frozen_batch_statistics(module: nn.Module) -> Iterator[None]:
-    """Keeps running statistics of batch normalisation unchanged while `module` runs in training mode.
+    """Keeps the running statistics of `module` unchanged while it runs in training mode.
 
     The output is the same as with updates: the statistics of the batch are used.
     """
@@ -61,10 +61,12 @@ class AMDBottleneck(nn.Module):
         """Maps features (B, C, H, W) to (B, C', H / stride, W / stride)."""
         if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
             # Recomputation must not update the running statistics a second time.
-            contexts: Callable[
-                [], tuple[AbstractContextManager[None], AbstractContextManager[None]]
-            ] = lambda: (nullcontext(), frozen_batch_statistics(self))  # noqa: E731
-            return checkpoint(self._residual, x, use_reentrant=False, context_fn=contexts)
+            return checkpoint(
+                self._residual,
+                x,
+                use_reentrant=False,
+                context_fn=lambda: (nullcontext(), frozen_batch_statistics(self)),
+            )
         return self._residual(x)
 
     def _residual(self, x: Tensor) -> Tensor:

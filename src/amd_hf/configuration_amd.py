@@ -1,4 +1,4 @@
-"""Configuration of the AMD model: architecture, loss weights and the choice of the object segment."""
+"""Configuration of AMD: architecture, loss weights and the choice of the object segment."""
 
 import difflib
 import logging
@@ -48,8 +48,8 @@ class AMDConfig(PreTrainedConfig):
             below 4.
         object_segment: Index of the segment that is read as the object. The published README says
             0, the published code reads 1; it differs from run to run.
-        object_segment_confidence: Confidence in [0, 1] of the label-free choice of `object_segment`,
-            or `None` where it was set by hand.
+        object_segment_confidence: Confidence in [0, 1] of the label-free choice of
+            `object_segment`, or `None` where it was set by hand.
         num_channels: Channels of an input image; only 3 (RGB) is supported.
         stem_channels: Channels of the first convolution of the appearance pathway.
         base_channels: Width of the first residual stage; stage i is `base_channels * 2**i` wide.
@@ -133,8 +133,8 @@ class AMDConfig(PreTrainedConfig):
                 setattr(self, field.name, list(getattr(self, field.name)))
         self._warn_about_unknown_fields(kwargs)
         if not type(self).__module__.startswith("transformers_modules"):
-            # The locally registered pipeline serves this task; a saved entry would make transformers
-            # ask for remote code although the package is installed.
+            # The locally registered pipeline serves this task; a saved entry would make
+            # transformers ask for remote code although the package is installed.
             kwargs.pop("custom_pipelines", None)
         super().__post_init__(**kwargs)
         self._validate_segments()

@@ -56,8 +56,8 @@ def photometric_loss(
 ) -> Tensor:
     """Returns the mean difference of an image and its synthesis over visible pixels.
 
-    (l1_weight * mean(|image - synthesized| * v) + ssim_weight * mean(D(synthesized * v, image * v)))
-    / mean(v), means over the whole batch.
+    (l1_weight * mean(|image - synthesized| * v)
+    + ssim_weight * mean(D(synthesized * v, image * v))) / mean(v), means over the whole batch.
 
     Args:
         image: Target frames of shape (B, C, H, W) in [0, 1].

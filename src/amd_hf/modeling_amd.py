@@ -82,9 +82,9 @@ class AMDPreTrainedModel(PreTrainedModel):
     config: AMDConfig
     base_model_prefix = "amd"
     main_input_name = "pixel_values"
-    input_modalities = ("image",)
+    input_modalities = ("image",)  # type: ignore[assignment]
     supports_gradient_checkpointing = True
-    _no_split_modules = ("AMDBottleneck",)
+    _no_split_modules = ["AMDBottleneck"]  # noqa: RUF012
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -94,11 +94,7 @@ class AMDPreTrainedModel(PreTrainedModel):
             # PyTorch's default, as the published initialisation of these layers never runs.
             self._init_uniform(module)
         elif isinstance(module, nn.modules.batchnorm._BatchNorm):
-            init.ones_(module.weight)
-            init.zeros_(module.bias)
-            init.zeros_(module.running_mean)
-            init.ones_(module.running_var)
-            init.zeros_(module.num_batches_tracked)
+            self._init_batch_norm(module)
         elif isinstance(module, AMDBottleneck) and self.config.zero_init_residual:
             init.zeros_(module.norm3.weight)
         elif (
@@ -108,11 +104,23 @@ class AMDPreTrainedModel(PreTrainedModel):
             self._init_motion_kaiming(module)
 
     @staticmethod
+    def _init_batch_norm(norm: nn.modules.batchnorm._BatchNorm) -> None:
+        for name, start in (
+            ("weight", init.ones_),
+            ("bias", init.zeros_),
+            ("running_mean", init.zeros_),
+            ("running_var", init.ones_),
+            ("num_batches_tracked", init.zeros_),
+        ):
+            start(getattr(norm, name))
+
+    @staticmethod
     def _init_uniform(layer: nn.Conv2d | nn.Linear) -> None:
         fan_in = layer.weight[0].numel()
         bound = fan_in**-0.5
         init.uniform_(layer.weight, -bound, bound)
-        init.uniform_(layer.bias, -bound, bound)
+        if layer.bias is not None:
+            init.uniform_(layer.bias, -bound, bound)
 
     def _init_motion_kaiming(self, module: nn.Module) -> None:
         for layer in module.modules():
@@ -120,7 +128,8 @@ class AMDPreTrainedModel(PreTrainedModel):
                 init.kaiming_normal_(
                     layer.weight, a=self.config.negative_slope, nonlinearity="leaky_relu"
                 )
-                init.zeros_(layer.bias)
+                if layer.bias is not None:
+                    init.zeros_(layer.bias)
         if isinstance(module, AMDReadout):
             init.normal_(module.output.weight, std=0.01)
 
@@ -153,8 +162,8 @@ def _check_pixel_values(pixel_values: Tensor, allow_pair: bool) -> None:
 class AMDModel(AMDPreTrainedModel):
     """Appearance-Motion Decomposition: image -> segments; pair -> segments, motion and loss.
 
-    Source: "The Emergence of Objectness: Learning Zero-Shot Segmentation from Videos", NeurIPS 2021.
-    Where the released code differs, see the comments at the lines and `docs/method.md`.
+    Source: "The Emergence of Objectness: Learning Zero-Shot Segmentation from Videos", NeurIPS
+    2021. Where the released code differs, see the comments at the lines and `docs/method.md`.
     """
 
     def __init__(self, config: AMDConfig) -> None:
@@ -202,7 +211,7 @@ class AMDModel(AMDPreTrainedModel):
         return self.segment_flow(levels, others, source_masks, output_pixel_flow)
 
     def _motion_dtype(self) -> torch.dtype:
-        return self.segment_flow.motion_pathway.context_convs[0].weight.dtype
+        return next(self.segment_flow.parameters()).dtype
 
     def forward(
         self,
@@ -314,12 +323,12 @@ class AMDForSemanticSegmentation(AMDPreTrainedModel):
     """
 
     # Of an AMDModel checkpoint, the segments' classifier and the motion pathway are not used.
-    _keys_to_ignore_on_load_unexpected = (r"^segment_classifier\.", r"^segment_flow\.")
+    _keys_to_ignore_on_load_unexpected = [r"^segment_classifier\.", r"^segment_flow\."]  # noqa: RUF012
 
     def __init__(self, config: AMDConfig) -> None:
         super().__init__(config)
         self.appearance = AMDAppearancePathway(config)
-        self.classifier = nn.Conv2d(self.appearance.out_channels, config.num_labels, 1)
+        self.classifier = nn.Conv2d(self.appearance.out_channels, config.num_labels or 2, 1)
         self.post_init()
 
     def forward(

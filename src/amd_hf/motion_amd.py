@@ -3,6 +3,8 @@
 No layer of this pathway is normalised and every convolution has a bias, as in the published code.
 """
 
+import itertools
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -112,8 +114,8 @@ class AMDMotionEstimator(nn.Module):
         super().__init__()
         channels = (2 * config.search_range + 1) ** 2 + config.context_channels + 2
         widths = config.estimator_channels
-        inputs = (channels, widths[0], widths[0] + widths[1], widths[1] + widths[2])
-        inputs = (*inputs, widths[2] + widths[3])
+        inputs = [channels, widths[0]]
+        inputs += [first + second for first, second in itertools.pairwise(widths[:4])]
         self.convs = nn.ModuleList(
             nn.Conv2d(n, m, 3, padding=1) for n, m in zip(inputs, widths, strict=True)
         )

@@ -127,30 +127,27 @@ class AMDSegmentFlow(nn.Module):
 
         Source: released code; the paper's figure has a single level.
         """
-        levels = range(self.motion_pathway.num_levels)
         B = references[0].shape[0]
         flow = full_precision(references[0].new_zeros(B, 2, *references[0].shape[-2:]))
         motion: Tensor | None = None
         pixel_flow: Tensor | None = None
         flows = []
-        for level in levels:
-            size = references[level].shape[-2:]
+        for level in range(self.motion_pathway.num_levels):
+            size = (references[level].shape[-2], references[level].shape[-1])
             if level:
                 flow = _double(flow, size)
+                pixel_flow = None if pixel_flow is None else _double(pixel_flow, size)
             features = self.motion_pathway(references[level], targets[level], flow, level)
             if masks is None or output_pixel_flow:
                 dense = self._read_pixels(features)
-                carried = flow if masks is None else pixel_flow
-                if masks is not None and carried is not None:
-                    carried = _double(carried, size)
-                pixel_flow = dense if carried is None else carried + dense
-            if masks is None:
-                flow = pixel_flow
-            else:
+                pixel_flow = dense if pixel_flow is None else pixel_flow + dense
+            if masks is not None:
                 level_masks = resize_masks(full_precision(masks), size)
                 residual = self._read_segments(features, level_masks)
                 motion = residual if motion is None else 2.0 * motion + residual
                 flow = compose_flow(level_masks, motion)
+            elif pixel_flow is not None:
+                flow = pixel_flow
             flows.append(flow)
         stride = self.output_stride
         return SegmentFlow(
@@ -168,7 +165,7 @@ class AMDSegmentFlow(nn.Module):
         return full_precision(vectors).permute(0, 3, 1, 2)
 
 
-def _double(flow: Tensor, size: torch.Size) -> Tensor:
+def _double(flow: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(2.0 * flow, size=size, mode="bilinear", align_corners=True)
 
 

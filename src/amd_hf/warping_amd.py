@@ -13,7 +13,8 @@ from torch import Tensor
 def _check_flow(flow: Tensor) -> None:
     if flow.dim() != 4 or flow.shape[1] != 2:
         raise ValueError(
-            f"`flow` must have shape (B, 2, H, W), got {tuple(flow.shape)}; pass pixel offsets (u, v)."
+            f"`flow` must have shape (B, 2, H, W), got {tuple(flow.shape)}; "
+            "pass pixel offsets (u, v)."
         )
 
 
