@@ -178,7 +178,7 @@ def adapt_to_video(
         The adapted model in eval mode, on the device and in the dtype of `model`.
 
     Raises:
-        TypeError: If `model` is no `AMDModel`.
+        TypeError: If `model` is no `AMDModel` or a setting is unknown.
         ValueError: If a setting is out of range, or the frames cannot be read, differ in size, or
             are too few for one pair.
         RuntimeError: If the loss stops being finite.
@@ -186,6 +186,12 @@ def adapt_to_video(
     Source: AMD paper (test-time adaptation, 100 iterations per video); released code: absent.
     """
     start = time.monotonic()
+    unknown = sorted(set(settings) - set(AdaptationArguments.__dataclass_fields__))
+    if unknown:
+        raise TypeError(
+            f"Unknown settings {unknown} of the adaptation; it takes "
+            f"{', '.join(AdaptationArguments.__dataclass_fields__)}."
+        )
     arguments = AdaptationArguments(num_steps=num_steps, **settings)
     model = getattr(model, "_orig_mod", model)  # of torch.compile
     if not any(parent.__name__ == "AMDModel" for parent in type(model).__mro__):

@@ -1,11 +1,293 @@
-"""Pipeline `zero-shot-object-segmentation`."""
+"""Pipeline `zero-shot-object-segmentation`: images and videos in, object masks out."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
 from transformers import AutoModel, Pipeline
 from transformers.pipelines import PIPELINE_REGISTRY
+from transformers.utils import ModelOutput
+
+from .adaptation_amd import adapt_to_video
+from .image_io_amd import read_image
+from .image_processing_amd import resize_masks
+from .video_amd import FrameStream, is_video
+
+TASK = "zero-shot-object-segmentation"
 
 
 class ZeroShotObjectSegmentationPipeline(Pipeline):
-    """Images and videos in, object masks out."""
+    """Segments the object of images and videos, without labels, prompts or clicks.
+
+    Every image gives a list of one entry, the object:
+
+    - `score`: mean object probability inside the mask, 0.0 where nothing is found;
+    - `label`: "object";
+    - `mask`: PIL image of mode "L", 0 or 255, of the size of the (upright) image;
+    - `box`: `[x0, y0, x1, y1]` of the mask in pixels, right and lower border excluded; all 0 where
+      nothing is found.
+
+    With `return_segments=True` it gives all K segments as "segment_0", ..., each also with
+    `soft_mask` (float32 array (H, W) in [0, 1]) and `is_object`.
+
+    Args:
+        adapt_steps: Default of the argument of the same name of a call.
+        adapt_settings: Default of the argument of the same name of a call.
+        kwargs: Arguments of every transformers pipeline (`model`, `image_processor`, `device`,
+            `batch_size`, ...) and defaults of the arguments of a call.
+
+    Raises:
+        ValueError: If `model` is not an AMD model.
+    """
+
+    _load_processor: Any = False
+    _load_image_processor: Any = True
+    _load_video_processor: Any = False
+    _load_feature_extractor: Any = False
+    _load_tokenizer: Any = False
+    _registered_impl: Any = None
+
+    def __init__(
+        self,
+        *args: Any,
+        adapt_steps: int = 0,
+        adapt_settings: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        if not any(parent.__name__ == "AMDModel" for parent in type(self.model).__mro__):
+            raise ValueError(
+                f"The task `{TASK}` needs an AMDModel, got {type(self.model).__name__}; pass the "
+                "folder or Hub id of an AMD checkpoint."
+            )
+        if self.image_processor is None:
+            raise ValueError(
+                f"The task `{TASK}` needs an image processor; pass `image_processor="
+                "AMDImageProcessor.from_model_config(model.config)`."
+            )
+        self.adapt_steps = adapt_steps
+        self.adapt_settings = adapt_settings or {}
+
+    def __call__(  # type: ignore[override]
+        self,
+        inputs: Any,
+        *,
+        adapt_steps: int | None = None,
+        adapt_settings: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Segments one image, many images, or a video.
+
+        Args:
+            inputs: An image (path, address, PIL image, array, tensor), a list or generator or
+                dataset of images, a video file, a folder of frames, or a video array
+                (T, H, W, 3). A list may also hold videos.
+            adapt_steps: Steps of test-time adaptation to the video before it is segmented; a list
+                of images is then one video. The pipeline's model does not change.
+            adapt_settings: Further arguments of `adapt_to_video`, such as `time_limit`.
+            kwargs: `threshold` (probability in [0, 1) above which a pixel is object, default 0.5),
+                `return_segments` (default False), `object_segment` (default
+                `model.config.object_segment`), `timeout` in seconds for addresses, `batch_size`
+                and `num_workers`.
+
+        Returns:
+            For an image a list of entries. For a list, a list of what its elements give. For a
+            video, a generator or a dataset, an iterator of such lists, one per frame: frames are
+            decoded when they are asked for, so memory does not grow with the length.
+
+        Raises:
+            ValueError: If an input cannot be read (when its turn comes, for frames of a video), an
+                argument is out of range, or adaptation is asked of an image or a generator.
+            TypeError: If an input is of no type above.
+        """
+        steps = self.adapt_steps if adapt_steps is None else adapt_steps
+        if steps:
+            settings = {**self.adapt_settings, **(adapt_settings or {})}
+            return self._call_adapted(inputs, steps, settings, kwargs)
+        if is_video(inputs):
+            return self._iterate(FrameStream(inputs), **kwargs)
+        if isinstance(inputs, (np.ndarray, Tensor)) and inputs.ndim == 4:
+            return self(list(inputs), **kwargs)
+        if isinstance(inputs, (list, tuple)):
+            if any(is_video(entry) for entry in inputs):
+                return [self(entry, adapt_steps=0, **kwargs) for entry in inputs]
+            return list(self._iterate(inputs, **kwargs)) if len(inputs) else []
+        if isinstance(inputs, Iterator):
+            return self._iterate(inputs, **kwargs)
+        return super().__call__(inputs, **kwargs)
+
+    def _call_adapted(
+        self, inputs: Any, steps: int, settings: dict[str, Any], kwargs: dict[str, Any]
+    ) -> Any:
+        """Segments one video, or each video of a list, with a model adapted to it."""
+        is_list = isinstance(inputs, (list, tuple))
+        if is_list and any(is_video(entry) for entry in inputs):
+            return [self._call_adapted(entry, steps, settings, kwargs) for entry in inputs]
+        is_array = isinstance(inputs, (np.ndarray, Tensor)) and inputs.ndim == 4
+        if not (is_list or is_array or is_video(inputs)):
+            raise ValueError(
+                "`adapt_steps` needs a video whose frames can be read twice: a video file, a "
+                f"folder, a list of frames or a 4-D array, got {type(inputs).__name__}."
+            )
+        stream = FrameStream(inputs)
+        model: Any = self.model
+        adapted = adapt_to_video(model, inputs, steps, **settings)
+        results = self._iterate(stream, _model=adapted, **kwargs)
+        return list(results) if is_list or is_array else results
+
+    def _iterate(self, frames: Any, **kwargs: Any) -> Iterator[list[dict[str, Any]]]:
+        """Lazily segments an iterable of images; a wrong argument is reported at once."""
+        self._sanitize_parameters(**{k: v for k, v in kwargs.items() if k not in _LOADER_ARGUMENTS})
+        return self._iterate_now(frames, kwargs)
+
+    def _iterate_now(self, frames: Any, kwargs: dict[str, Any]) -> Iterator[list[dict[str, Any]]]:
+        yield from super().__call__((frame for frame in frames), **kwargs)
+
+    def _sanitize_parameters(
+        self,
+        threshold: float | None = None,
+        return_segments: bool | None = None,
+        object_segment: int | None = None,
+        timeout: float | None = None,
+        local_files_only: bool | None = None,  # transformers.pipeline leaves it in
+        _model: Any = None,
+        **unknown: Any,
+    ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+        if unknown:
+            raise TypeError(
+                f"Unknown arguments {sorted(unknown)} of the task `{TASK}`; it takes threshold, "
+                "return_segments, object_segment, timeout, adapt_steps and adapt_settings."
+            )
+        if threshold is not None and not 0 <= threshold < 1:
+            raise ValueError(f"`threshold` must lie in [0, 1), got {threshold}.")
+        num_segments = getattr(self.model.config, "num_segments", 0)
+        if object_segment is not None and not 0 <= object_segment < num_segments:
+            raise ValueError(
+                f"`object_segment` must lie in 0..{num_segments - 1}, got {object_segment}."
+            )
+        preprocess = {"timeout": timeout}
+        forward = {"model": _model}
+        postprocess = {
+            "threshold": threshold,
+            "return_segments": return_segments,
+            "object_segment": object_segment,
+        }
+        return tuple(  # type: ignore[return-value]
+            {name: value for name, value in given.items() if value is not None}
+            for given in (preprocess, forward, postprocess)
+        )
+
+    def preprocess(  # type: ignore[override]
+        self, input_: Any, timeout: float | None = 30.0
+    ) -> dict[str, Any]:
+        """Reads one image; pixels and size travel in lists, so that sizes may mix in a batch."""
+        processor: Any = self.image_processor
+        rgb = read_image(input_, max_pixels=processor.max_pixels, timeout=timeout)
+        features = processor(rgb, return_tensors="pt", input_data_format="channels_last")
+        pixel_values = features["pixel_values"][0].to(self.model.dtype)
+        return {"pixel_values": [pixel_values], "target_size": [rgb.shape[:2]]}
+
+    def _forward(  # type: ignore[override]
+        self, input_tensors: dict[str, Any], model: Any = None
+    ) -> ModelOutput:
+        """Segment masks of a batch; images of one size run together."""
+        model = self.model if model is None else model
+        was_training = model.training
+        model.eval()
+        images = _flatten(input_tensors["pixel_values"])
+        groups: dict[torch.Size, list[int]] = {}
+        for index, image in enumerate(images):
+            groups.setdefault(image.shape, []).append(index)
+        masks: list[Any] = [None] * len(images)
+        for indices in groups.values():
+            batch = torch.stack([images[index] for index in indices])
+            outputs = model(pixel_values=batch)
+            for index, mask in zip(indices, outputs.segment_masks.float(), strict=True):
+                masks[index] = mask
+        model.train(was_training)
+        return ModelOutput(segment_masks=masks, target_size=_flatten(input_tensors["target_size"]))
+
+    def postprocess(  # type: ignore[override]
+        self,
+        model_outputs: Any,
+        threshold: float = 0.5,
+        return_segments: bool = False,
+        object_segment: int | None = None,
+    ) -> list[dict[str, Any]]:
+        """Entries of one image, as the class describes them."""
+        masks, size = model_outputs["segment_masks"], model_outputs["target_size"]
+        if isinstance(masks, list):  # a single image, not taken out of a batch
+            masks, size = masks[0][None], size[0]
+        is_object = self.model.config.object_segment if object_segment is None else object_segment
+        indices = range(masks.shape[1]) if return_segments else [is_object]
+        soft_masks = resize_masks(masks[:, list(indices)], [size])[0].numpy()
+        entries = []
+        for index, soft_mask in zip(indices, soft_masks, strict=True):
+            entry = describe_mask(soft_mask, threshold)
+            entry["label"] = f"segment_{index}" if return_segments else "object"
+            if return_segments:
+                entry["soft_mask"] = soft_mask
+                entry["is_object"] = index == is_object
+            entries.append(entry)
+        return entries
+
+
+_LOADER_ARGUMENTS = ("batch_size", "num_workers")
+
+
+def describe_mask(soft_mask: np.ndarray, threshold: float) -> dict[str, Any]:
+    """Score, label, mask and box of one segment.
+
+    Args:
+        soft_mask: Probabilities of shape (H, W).
+        threshold: Pixels above it belong to the mask.
+    """
+    mask = soft_mask > threshold
+    image = Image.fromarray(mask.astype(np.uint8) * np.uint8(255))
+    return {
+        "score": float(soft_mask[mask].mean(dtype=np.float64)) if mask.any() else 0.0,
+        "label": "object",
+        "mask": image,
+        "box": list(image.getbbox() or (0, 0, 0, 0)),
+    }
+
+
+def _flatten(entries: list[Any]) -> list[Any]:
+    """Undoes the list of lists into which transformers collates a batch of lists."""
+    is_nested = isinstance(entries[0], list)
+    return [entry for inner in entries for entry in inner] if is_nested else entries
 
 
 def register_pipeline(default_checkpoint: str) -> None:
-    """Registers the task."""
+    """Makes `transformers.pipeline("zero-shot-object-segmentation")` work.
+
+    Args:
+        default_checkpoint: Folder or Hub id of the model that is used when none is named.
+    """
+    if TASK not in PIPELINE_REGISTRY.supported_tasks:
+        PIPELINE_REGISTRY.register_pipeline(
+            TASK,
+            pipeline_class=ZeroShotObjectSegmentationPipeline,
+            pt_model=AutoModel,
+            default={"model": (default_checkpoint, "main")},
+            type="image",
+        )
+    _set_saved_entry()
+
+
+def _set_saved_entry() -> None:
+    """Sets what `save_pretrained` writes into `config.json`, without a path of this machine.
+
+    It is set also where this class was itself loaded from a saved folder and is not registered.
+    """
+    ZeroShotObjectSegmentationPipeline._registered_impl = {
+        TASK: {"impl": ZeroShotObjectSegmentationPipeline, "pt": (AutoModel,)}
+    }
+
+
+_set_saved_entry()
+
+__all__ = ["TASK", "ZeroShotObjectSegmentationPipeline", "describe_mask", "register_pipeline"]
