@@ -1,0 +1,17 @@
+"""Pictures of masks, segments and flow, in one palette for every figure of the package."""
+
+from amd_hf.visualization.contact_sheet import contact_sheet
+from amd_hf.visualization.flow_colors import flow_to_rgb
+from amd_hf.visualization.overlays import overlay_object, overlay_segments, soft_mask_to_rgb
+from amd_hf.visualization.palette import OBJECT_COLOR, SEGMENT_COLORS, segment_colors
+
+__all__ = [
+    "OBJECT_COLOR",
+    "SEGMENT_COLORS",
+    "contact_sheet",
+    "flow_to_rgb",
+    "overlay_object",
+    "overlay_segments",
+    "segment_colors",
+    "soft_mask_to_rgb",
+]
