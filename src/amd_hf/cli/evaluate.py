@@ -1,0 +1,265 @@
+"""`amd-hf evaluate`: score a model on a benchmark, write JSON."""
+
+import argparse
+import csv
+import json
+import logging
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+PROGRAM = "amd-hf evaluate"
+EXIT_WRONG_INPUT = 2
+EXIT_INTERRUPTED = 130
+NESTED_COLUMNS = ("per_segment",)
+
+
+def add_parser(subparsers: Any) -> argparse.ArgumentParser:
+    """Adds the command to `subparsers`.
+
+    Args:
+        subparsers: What `ArgumentParser.add_subparsers` returned.
+
+    Returns:
+        The parser of the command.
+    """
+    parser = subparsers.add_parser(
+        "evaluate",
+        help="score a model on a benchmark",
+        description="Scores a model on a benchmark and writes the result as JSON.",
+        epilog=(
+            "Benchmarks: davis2016, segtrackv2, fbms59, fbms59-test, duts-te, ecssd, pascal-s, "
+            "dut-omron, hku-is, voc2012 (class segmentation of a fine-tuned model), duts-tr-dev."
+        ),
+    )
+    parser.add_argument("benchmark", help="name of the benchmark, such as davis2016")
+    parser.add_argument("--data", required=True, metavar="DIR", help="folder of the data set")
+    parser.add_argument("--model", metavar="ID", help="Hub id or folder (default: bundled)")
+    parser.add_argument("--device", metavar="D", help="such as cpu, cuda or mps (default: best)")
+    parser.add_argument("--output", metavar="FILE.json", type=Path, help="result file to write")
+    parser.add_argument("--rows", metavar="FILE.csv", type=Path, help="rows as CSV, too")
+    parser.add_argument(
+        "--contact-sheet", metavar="FILE.png", type=Path, help="best, median and worst results"
+    )
+    parser.add_argument("--json", action="store_true", help="print the result on stdout as JSON")
+    parser.add_argument("--quiet", action="store_true", help="no progress bars")
+    _add_protocol(parser.add_argument_group("protocol"))
+    _add_subset(parser.add_argument_group("quick looks (marked as a subset in the result)"))
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _add_protocol(group: Any) -> None:
+    """Options that define the protocol."""
+    group.add_argument("--adapt-steps", type=int, default=0, help="adapt to each video first")
+    group.add_argument(
+        "--adapt-set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="further setting of the adaptation, such as learning_rate=3e-4; may be repeated",
+    )
+    group.add_argument("--adapt-chunk", type=int, metavar="N", help="frames per adapted copy")
+    group.add_argument("--threshold", type=float, default=0.5, help="of the soft mask")
+    group.add_argument("--object-segment", type=int, metavar="K", help="default: the model's")
+    group.add_argument("--controls", action="store_true", help="center ellipse, random init")
+    group.add_argument(
+        "--baseline", action="append", default=[], metavar="NAME", help="rbd, mc or motion"
+    )
+    group.add_argument(
+        "--refine",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="flips, scales, common-motion, temporal or guided-filter; may be repeated",
+    )
+    group.add_argument("--stretch", action="store_true", help="stretch soft masks to [0, 1]")
+    group.add_argument("--strict", action="store_true", help="refuse an incomplete data set")
+    group.add_argument("--bootstrap", type=int, default=1000, metavar="N", help="resamples")
+    group.add_argument("--seed", type=int, default=0)
+    group.add_argument("--batch-size", type=int, default=1)
+    group.add_argument("--autocast", choices=("bfloat16", "float16"), help="mixed precision")
+    group.add_argument("--short-side", type=int, metavar="PX", help="of the model's input")
+
+
+def _add_subset(group: Any) -> None:
+    """Options that leave something out."""
+    group.add_argument("--sequences", metavar="A,B,C", help="score these sequences only")
+    group.add_argument("--limit-frames", type=int, metavar="N", help="per sequence; images in all")
+    group.add_argument("--stride", type=int, default=1, metavar="N", help="every n-th frame")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs the command.
+
+    Args:
+        args: Parsed arguments.
+
+    Returns:
+        0 when done, 2 when something the user gave is wrong, 130 when interrupted.
+    """
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    try:
+        result = _evaluate(args)
+    except (ValueError, TypeError, OSError, ImportError) as error:
+        sys.stderr.write(f"{PROGRAM}: {_one_line(error)}\n")
+        return EXIT_WRONG_INPUT
+    except KeyboardInterrupt:
+        again = " Run the same command again to go on." if args.output else ""
+        sys.stderr.write(f"{PROGRAM}: interrupted.{again}\n")
+        return EXIT_INTERRUPTED
+    if args.json:
+        sys.stdout.write(json.dumps(result) + "\n")
+    else:
+        from amd_hf.evaluation.report import summary_text
+
+        sys.stdout.write(summary_text(result) + "\n")
+    return 0
+
+
+def _evaluate(args: argparse.Namespace) -> dict[str, Any]:
+    """Checks the arguments, evaluates and writes the files."""
+    from amd_hf.data.benchmarks import open_benchmark
+    from amd_hf.evaluation import EvaluationSettings, evaluate_benchmark
+
+    settings = EvaluationSettings(
+        threshold=args.threshold,
+        object_segment=args.object_segment,
+        adapt_steps=args.adapt_steps,
+        adapt_settings=dict(_setting(text) for text in args.adapt_set),
+        adapt_chunk=args.adapt_chunk,
+        refinements=tuple(args.refine),
+        sequences=None if args.sequences is None else tuple(args.sequences.split(",")),
+        limit_frames=args.limit_frames,
+        stride=args.stride,
+        short_side=args.short_side,
+        batch_size=args.batch_size,
+        autocast=args.autocast,
+        stretch=args.stretch,
+        num_bootstrap=args.bootstrap,
+        seed=args.seed,
+    )
+    # Everything that can be wrong is found before the first forward pass.
+    for path in (args.output, args.rows, args.contact_sheet):
+        _check_writable(path)
+    benchmark = open_benchmark(
+        args.benchmark, args.data, sequences=settings.sequences, strict=args.strict
+    )
+    model, processor, name = load_model(
+        args.model, args.device, is_semantic=benchmark.kind == "semantic"
+    )
+    result = evaluate_benchmark(
+        model,
+        processor,
+        benchmark,
+        settings=settings,
+        controls=args.controls,
+        baselines=args.baseline,
+        resume_file=None if args.output is None else Path(f"{args.output}.unfinished"),
+        contact_sheet=args.contact_sheet,
+        model_name=name,
+        progress=not args.quiet,
+    )
+    result["command"] = shlex.join(["amd-hf", *sys.argv[1:]])
+    if args.output is not None:
+        write_json(args.output, result)
+    if args.rows is not None:
+        write_csv(args.rows, result["rows"])
+    return result
+
+
+def _setting(text: str) -> tuple[str, Any]:
+    """`name=value` as a pair; the value is JSON where it parses, else text."""
+    name, separator, value = text.partition("=")
+    if not separator or not name:
+        raise ValueError(
+            f"`--adapt-set` takes NAME=VALUE, got {text!r}; for example learning_rate=3e-4."
+        )
+    try:
+        return name, json.loads(value)
+    except json.JSONDecodeError:
+        return name, value
+
+
+def _check_writable(path: Path | None) -> None:
+    """Raises OSError where a file cannot be written."""
+    if path is None:
+        return
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder; name a file to write.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    existed = path.exists()
+    with path.open("ab"):
+        pass
+    if not existed:
+        path.unlink()
+
+
+def load_model(model: str | None, device: str | None, *, is_semantic: bool) -> tuple[Any, Any, str]:
+    """A model with its processor, and its name for the report.
+
+    Args:
+        model: Hub id or folder; None takes the bundled checkpoint.
+        device: Torch device; None takes CUDA, else MPS, else the CPU.
+        is_semantic: Whether to load the class segmentation model.
+
+    Returns:
+        Model in eval mode, image processor and name.
+
+    Raises:
+        OSError: If there is no such model.
+        ValueError: If it is another kind of model, or the device is unknown.
+    """
+    import torch
+
+    from amd_hf import (
+        DEFAULT_CHECKPOINT,
+        AMDConfig,
+        AMDForSemanticSegmentation,
+        AMDImageProcessor,
+        AMDModel,
+    )
+
+    source = model or DEFAULT_CHECKPOINT
+    try:
+        target = torch.device(device or _best_device())
+    except RuntimeError as error:
+        raise ValueError(f"`--device` must name a torch device, got {device!r}.") from error
+    loaded: Any = (AMDForSemanticSegmentation if is_semantic else AMDModel).from_pretrained(source)
+    if not isinstance(loaded.config, AMDConfig):
+        raise ValueError(f"{source} is a {loaded.config.model_type} model; an AMD model is needed.")
+    processor = AMDImageProcessor.from_pretrained(source)
+    name = f"bundled {Path(source).name}" if model is None else model
+    return loaded.to(target).eval(), processor, name
+
+
+def _best_device() -> str:
+    """CUDA, else MPS, else the CPU."""
+    import torch
+
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def _one_line(error: BaseException) -> str:
+    """The message of an error on one line."""
+    text = " ".join(str(error).split())
+    return text or type(error).__name__
+
+
+def write_json(path: Path, result: dict[str, Any]) -> None:
+    """Writes a result by rename, so that a crash leaves no half file."""
+    partial = path.with_name(f"{path.name}.tmp")
+    partial.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    partial.replace(path)
+
+
+def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Writes the plain columns of the rows."""
+    columns = [key for key in rows[0] if key not in NESTED_COLUMNS]
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns, extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(rows)

@@ -1,0 +1,110 @@
+"""What has been scored so far, on disk, so that an interrupted evaluation goes on where it was."""
+
+import hashlib
+import json
+import logging
+import os
+import zipfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from amd_hf.evaluation.scoring import ScoredRows
+
+logger = logging.getLogger(__name__)
+
+
+class EvaluationProgress:
+    """Rows of every pass of one evaluation; saved by rename, so a crash leaves the last state.
+
+    Args:
+        path: File of the state; None keeps it in memory only.
+        identity: Everything that must be equal for old rows to be used again.
+    """
+
+    def __init__(self, path: Path | None, identity: dict[str, Any]) -> None:
+        """Loads the state of an interrupted run with the same identity."""
+        self.path = path
+        self.identity = json.dumps(identity, sort_keys=True)
+        self.passes: dict[str, ScoredRows] = {}
+        if path is not None and path.is_file():
+            self._load(path)
+
+    def _load(self, path: Path) -> None:
+        """Takes over the rows of `path` if they belong to this evaluation."""
+        try:
+            with np.load(path, allow_pickle=False) as state:
+                header = json.loads(str(state["header"]))
+                curves = {name: list(state[f"curves/{name}"]) for name in header["has_curves"]}
+                thumbnails = {
+                    name: _split(state[f"thumbnails/{name}"], sizes)
+                    for name, sizes in header["thumbnail_sizes"].items()
+                }
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            logger.warning("Cannot use the unfinished state %s (%s); starting afresh.", path, error)
+            return
+        if header["identity"] != self.identity:
+            logger.warning("%s belongs to other settings or weights; starting afresh.", path)
+            return
+        for name, rows in header["rows"].items():
+            self.passes[name] = ScoredRows(
+                rows, curves.get(name, []), dict(thumbnails.get(name, {}))
+            )
+        num_rows = sum(len(scored.rows) for scored in self.passes.values())
+        logger.warning("Resuming from %s: %d rows are done.", path, num_rows)
+
+    def of(self, name: str) -> ScoredRows:
+        """The rows of one pass so far."""
+        return self.passes.setdefault(name, ScoredRows())
+
+    def save(self) -> None:
+        """Writes the state beside its place and renames it."""
+        if self.path is None:
+            return
+        header = {
+            "identity": self.identity,
+            "rows": {name: scored.rows for name, scored in self.passes.items()},
+            "has_curves": [name for name, scored in self.passes.items() if scored.curves],
+            "thumbnail_sizes": {
+                name: {key: len(data) for key, data in scored.thumbnails.items()}
+                for name, scored in self.passes.items()
+            },
+        }
+        arrays: dict[str, Any] = {"header": np.array(json.dumps(header))}
+        for name, scored in self.passes.items():
+            if scored.curves:
+                arrays[f"curves/{name}"] = np.stack(scored.curves)
+            joined = b"".join(scored.thumbnails.values())
+            arrays[f"thumbnails/{name}"] = np.frombuffer(joined, dtype=np.uint8)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        partial = self.path.with_name(f"{self.path.name}.{os.getpid()}.tmp")
+        with partial.open("wb") as file:
+            np.savez(file, **arrays)
+        partial.replace(self.path)
+
+    def finish(self) -> None:
+        """Removes the state file."""
+        if self.path is not None:
+            self.path.unlink(missing_ok=True)
+
+
+def _split(joined: np.ndarray, sizes: dict[str, int]) -> dict[str, bytes]:
+    """Byte strings by name from their concatenation."""
+    data, start, result = joined.tobytes(), 0, {}
+    for name, size in sizes.items():
+        result[name] = data[start : start + size]
+        start += size
+    return result
+
+
+def fingerprint(named_tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
+    """First 16 hex digits of a SHA-256 over names and values: equal weights, equal text."""
+    digest = hashlib.sha256()
+    for name, tensor in named_tensors:
+        digest.update(name.encode())
+        flat = tensor.detach().cpu().contiguous().flatten()
+        digest.update(flat.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
