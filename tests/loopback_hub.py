@@ -416,6 +416,7 @@ def connect(hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch, cache: Path) -> N
     The constants are read from the environment once, at import, so they are set directly here.
     """
     from huggingface_hub import constants, hf_api
+    from transformers.utils import hub as transformers_hub
 
     for key, text in hub.environment(cache).items():
         monkeypatch.setenv(key, text)
@@ -427,3 +428,4 @@ def connect(hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch, cache: Path) -> N
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_TELEMETRY", True)
     monkeypatch.setattr(hf_api.api, "endpoint", hub.endpoint)
+    monkeypatch.setattr(transformers_hub, "_hf_api", None, raising=False)  # made on first use
