@@ -1,0 +1,332 @@
+"""`amd-hf segment`: images, folders of frames and video files in, masks and overlays out."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+import time
+from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from PIL import Image
+
+from amd_hf.cli.inputs import Job, plan_jobs
+from amd_hf.cli.progress import Console
+from amd_hf.image_io_amd import read_image
+from amd_hf.pipeline_amd import TASK, ZeroShotObjectSegmentationPipeline
+from amd_hf.video_amd import FrameStream, VideoWriter
+from amd_hf.visualization import overlay_object
+
+DONE, FAILED = 0, 2
+_INPUT_ERRORS = (ValueError, TypeError, OSError, RuntimeError, MemoryError)
+
+
+def add_parser(subparsers: Any) -> None:
+    """Adds `segment` to the commands of `amd-hf`.
+
+    Args:
+        subparsers: What `argparse.ArgumentParser.add_subparsers` returned.
+    """
+    parser = subparsers.add_parser(
+        "segment",
+        help="segment the object of images, folders of frames and videos",
+        description="Writes NAME_mask.png and NAME_overlay.png for an image, NAME/masks/*.png and "
+        "NAME/overlay.mp4 for a video. A folder of same-size images is one video.",
+    )
+    parser.add_argument("inputs", nargs="+", metavar="INPUT", help="image, video or folder")
+    parser.add_argument("--output", required=True, metavar="DIR", help="folder to write to")
+    parser.add_argument("--model", metavar="ID", help="Hub id or folder; the bundled checkpoint")
+    parser.add_argument(
+        "--adapt-steps",
+        type=_count,
+        default=0,
+        metavar="N",
+        help="adapt the model to each video for N steps first (100 in the paper); 0",
+    )
+    parser.add_argument(
+        "--adapt-seconds", type=_positive, metavar="S", help="stop adapting to a video after S s"
+    )
+    parser.add_argument("--device", metavar="D", help="cpu, cuda, cuda:1, mps, ...; the best one")
+    parser.add_argument(
+        "--threshold",
+        type=_probability,
+        default=0.5,
+        metavar="P",
+        help="a pixel is object above this probability; %(default)s",
+    )
+    parser.add_argument(
+        "--object-segment", type=_count, metavar="K", help="segment to read; that of the model"
+    )
+    parser.add_argument(
+        "--fps", type=_positive, metavar="F", help="frame rate of overlays; the video's, or 24"
+    )
+    parser.add_argument(
+        "--batch-size", type=_count, metavar="B", help="frames at once; 1 on a CPU, else 8"
+    )
+    parser.add_argument("--seed", type=_count, default=0, metavar="N", help="of the adaptation; 0")
+    parser.add_argument("--json", action="store_true", help="one JSON object per line on stdout")
+    parser.add_argument("--quiet", action="store_true", help="no progress bars and no notes")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Segments every input; a failed one does not stop the others.
+
+    Args:
+        args: The parsed arguments of `amd-hf segment`.
+
+    Returns:
+        The exit code: 0, or 2 where an input failed or nothing could be started.
+    """
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    console = Console(args.json, args.quiet)
+    output = Path(args.output)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=output):
+            pass
+    except OSError as error:
+        console.fail(str(output), f"The output folder {args.output!r} is not writable ({error}).")
+        return FAILED
+    jobs = plan_jobs(args.inputs, console)
+    if jobs:
+        try:
+            pipe = load_pipeline(args.model, args.device)
+        except (*_INPUT_ERRORS, AssertionError) as error:
+            console.fail(args.model or "the bundled checkpoint", str(error))
+            return FAILED
+        if args.adapt_steps and not all(job.is_video for job in jobs):
+            console.note("Images are segmented without adaptation; it needs a video.")
+        _run_jobs(jobs, pipe, output, args, console)
+    return finish(console, len(jobs))
+
+
+def _run_jobs(
+    jobs: list[Job], pipe: Any, output: Path, args: argparse.Namespace, console: Console
+) -> None:
+    """Runs every job and reports those that fail."""
+    with console.bar("inputs", len(jobs), "input") as bar:
+        for job in jobs:
+            try:
+                if job.is_video:
+                    segment_video(job, pipe, output, args, console)
+                else:
+                    segment_image(job, pipe, output, args, console)
+            except _INPUT_ERRORS as error:
+                console.fail(job.source, _naming(job.source, str(error) or type(error).__name__))
+            bar.update()
+
+
+def finish(console: Console, num_jobs: int) -> int:
+    """Counts what failed and returns the exit code."""
+    if not console.failures:
+        return DONE
+    files = ", ".join(repr(source) for source, _ in console.failures[:5])
+    more = ", ..." if len(console.failures) > 5 else ""
+    console.note(f"{len(console.failures)} failed: {files}{more} ({num_jobs} tried).")
+    return FAILED
+
+
+def load_pipeline(model: str | None, device: str | None) -> Any:
+    """The pipeline of a checkpoint in float32.
+
+    Args:
+        model: Hub id or folder; None is the bundled checkpoint.
+        device: Name of a device; None takes the best one.
+
+    Raises:
+        ValueError: If there is no such checkpoint or device, or it is no AMD model.
+    """
+    if device is not None:
+        try:
+            torch.zeros(1, device=device)
+        except (RuntimeError, AssertionError) as error:
+            reason = str(error).splitlines()[0]
+            raise ValueError(f"There is no device {device!r} here ({reason}).") from error
+    task: Any = TASK  # transformers' overloads name its own tasks only
+    try:
+        return transformers.pipeline(task, model=model, device=device, dtype=torch.float32)
+    except OSError as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"There is no checkpoint {model or 'in the package'!r} ({reason}); pass a Hub id or a "
+            "folder written by save_pretrained."
+        ) from error
+
+
+def segment_image(
+    job: Job, pipe: Any, output: Path, args: argparse.Namespace, console: Console
+) -> None:
+    """Writes the mask and the overlay of one image."""
+    start = time.monotonic()
+    image = read_image(job.source)
+    entry = pipe(image, threshold=args.threshold, **_segment(args))[0]
+    mask_path = output / f"{job.name}_mask.png"
+    overlay_path = output / f"{job.name}_overlay.png"
+    entry["mask"].save(mask_path)
+    Image.fromarray(overlay_object(image, entry["mask"])).save(overlay_path)
+    share = float(np.asarray(entry["mask"]).mean() / 255)
+    record = {
+        "input": job.source,
+        "kind": "image",
+        "mask": str(mask_path),
+        "overlay": str(overlay_path),
+        "score": round(entry["score"], 4),
+        "box": entry["box"],
+        "object_share": round(share, 4),
+        "seconds": round(time.monotonic() - start, 2),
+    }
+    found = f"object on {share:.0%} of the picture, score {entry['score']:.2f}"
+    console.result(record, f"{job.source} -> {mask_path} ({found if share else 'nothing found'})")
+
+
+def segment_video(
+    job: Job, pipe: Any, output: Path, args: argparse.Namespace, console: Console
+) -> None:
+    """Writes the masks and the overlay of one video; what was decoded before an error is kept."""
+    start = time.monotonic()
+    folder = output / job.name
+    masks = folder / "masks"
+    masks.mkdir(parents=True, exist_ok=True)
+    fps = args.fps
+    num_expected: int | None = len(job.frames)
+    if not job.frames:
+        stream = FrameStream(job.source)
+        fps, num_expected = fps or stream.fps, stream.num_frames
+    old_masks = {path.name for path in masks.glob("*.png")}
+    pipe, num_steps = _adapted(job, pipe, args, console)
+    scores: list[float] = []
+    error: Exception | None = None
+    with (
+        VideoWriter(folder / "overlay.mp4", fps) as writer,
+        console.bar(job.name, num_expected, "frame") as bar,
+    ):
+        try:
+            for name, frame, entry in _segmented(job, pipe, args, console):
+                entry["mask"].save(masks / name)
+                writer.write(overlay_object(frame, entry["mask"]))
+                old_masks.discard(name)
+                scores.append(entry["score"])
+                bar.update()
+        except _INPUT_ERRORS as caught:
+            error = caught
+    if old_masks:
+        console.note(f"{masks} also holds {len(old_masks)} masks of an earlier run.")
+    record = {
+        "input": job.source,
+        "kind": "video",
+        "masks": str(masks),
+        "overlay": str(folder / "overlay.mp4") if scores else None,
+        "num_frames": len(scores),
+        "mean_score": round(float(np.mean(scores)), 4) if scores else 0.0,
+        "adapt_steps": num_steps,
+        "seconds": round(time.monotonic() - start, 2),
+    }
+    if scores:
+        steps = f", after {num_steps} steps of adaptation" if args.adapt_steps else ""
+        console.result(record, f"{job.source} -> {folder} ({len(scores)} frames{steps})")
+    if error is not None:
+        kept = f" The {len(scores)} frames before it are written." if scores else ""
+        raise ValueError(f"{error}{kept}") from error
+
+
+def _adapted(job: Job, pipe: Any, args: argparse.Namespace, console: Console) -> tuple[Any, int]:
+    """The pipeline with a model adapted to the video, and the number of steps taken."""
+    if not args.adapt_steps:
+        return pipe, 0
+    from amd_hf.adaptation_amd import adapt_to_video
+
+    with console.bar(f"adapting to {job.name}", args.adapt_steps, "step") as bar:
+
+        def advance(step: int, num_steps: int, loss: float) -> None:
+            bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
+            bar.update()
+
+        result = adapt_to_video(
+            pipe.model,
+            (frame for _, frame in _frames(job, None)) if job.frames else job.source,
+            args.adapt_steps,
+            callback=advance,
+            time_limit=args.adapt_seconds,
+            seed=args.seed,
+            return_history=True,
+        )
+    adapted = ZeroShotObjectSegmentationPipeline(
+        model=result.model, image_processor=pipe.image_processor, device=pipe.device, task=TASK
+    )
+    return adapted, result.num_steps
+
+
+def _segmented(
+    job: Job, pipe: Any, args: argparse.Namespace, console: Console
+) -> Iterator[tuple[str, np.ndarray, dict[str, Any]]]:
+    """Name of the mask, frame and object entry of every frame, decoded on demand."""
+    waiting: deque[tuple[str, np.ndarray]] = deque()
+
+    def decoded() -> Iterator[np.ndarray]:
+        for name, frame in _frames(job, console):
+            waiting.append((name, frame))
+            yield frame
+
+    batch_size = args.batch_size or (1 if pipe.device.type == "cpu" else 8)
+    results = pipe(decoded(), threshold=args.threshold, batch_size=batch_size, **_segment(args))
+    for entries in results:
+        name, frame = waiting.popleft()
+        yield name, frame, entries[0]
+
+
+def _frames(job: Job, console: Console | None) -> Iterator[tuple[str, np.ndarray]]:
+    """Name of the mask and decoded frame; damaged files of a folder are reported and left out."""
+    if not job.frames:
+        for number, frame in enumerate(FrameStream(job.source)):
+            yield f"{number:05d}.png", frame
+    stems = [path.stem for path in job.frames]
+    for path in job.frames:
+        try:
+            frame = read_image(path)
+        except ValueError as error:
+            if console is not None:
+                console.fail(str(path), str(error))
+            continue
+        yield f"{path.stem if stems.count(path.stem) == 1 else path.name}.png", frame
+
+
+def _segment(args: argparse.Namespace) -> dict[str, int]:
+    """The `object_segment` argument of the pipeline, where it was given."""
+    return {} if args.object_segment is None else {"object_segment": args.object_segment}
+
+
+def _naming(source: str, reason: str) -> str:
+    """The reason, with the input's name where it lacks it."""
+    return reason if os.path.basename(source) in reason else f"{source}: {reason}"
+
+
+def _count(text: str) -> int:
+    """Argument type: an integer from 0."""
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"must not be negative, got {text}")
+    return value
+
+
+def _positive(text: str) -> float:
+    """Argument type: a positive number."""
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be positive, got {text}")
+    return value
+
+
+def _probability(text: str) -> float:
+    """Argument type: a number in [0, 1)."""
+    value = float(text)
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f"must lie in [0, 1), got {text}")
+    return value
