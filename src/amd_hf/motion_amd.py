@@ -17,13 +17,18 @@ _BLOCK = 8
 
 
 def normalize_features(features: Tensor) -> Tensor:
-    """Returns features of zero mean and unit variance per sample, shape (B, C, H, W).
+    """Returns features of zero mean per channel and unit variance per sample, shape (B, C, H, W).
 
-    Source: UFlow (Jonschkowski et al. 2020), Sec. 3; not in the released AMD code.
+    The mean is taken over space, so that what is the same everywhere does not dominate the
+    correlation; the variance over channels and space.
+
+    Source: after UFlow (Jonschkowski et al. 2020), Sec. 3, which takes both over channels and
+    space; not in the released AMD code.
     """
     wide = full_precision(features)
-    variance, mean = torch.var_mean(wide, dim=(1, 2, 3), correction=0, keepdim=True)
-    return ((wide - mean) * torch.rsqrt(variance.clamp(min=1e-12))).to(features.dtype)
+    centered = wide - wide.mean(dim=(2, 3), keepdim=True)
+    variance = centered.square().mean(dim=(1, 2, 3), keepdim=True)
+    return (centered * torch.rsqrt(variance.clamp(min=1e-12))).to(features.dtype)
 
 
 def _reference_blocks(features: Tensor) -> Tensor:
