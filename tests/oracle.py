@@ -42,8 +42,6 @@ FLOAT64_ATOL = 1e-9
 FLOAT64_LOSS_RTOL = 2e-7
 FLOAT64_GRADIENT_RTOL = 2e-7
 FLOAT64_ADAM_ATOL = 1e-7
-# One grey level of the resized uint8 frame after normalization (1 / 57.12), rounded up.
-PIXEL_VALUES_ATOL = 0.02
 
 DIRECTIONS = ("fw", "bw")  # flow on the grid of frame 1 / of frame 2
 

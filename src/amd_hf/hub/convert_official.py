@@ -348,7 +348,7 @@ def convert_official_checkpoint(
     try:
         output_dir.mkdir(parents=True, exist_ok=True)
         model.save_pretrained(output_dir)
-        AMDImageProcessor().save_pretrained(output_dir)
+        AMDImageProcessor.from_model_config(config).save_pretrained(output_dir)
     except OSError as error:
         raise ValueError(
             f"`{output_dir}` cannot be written ({error.strerror or error}); choose another folder."
