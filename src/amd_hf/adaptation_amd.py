@@ -152,6 +152,20 @@ class AdaptationResult:
         return len(self.losses)
 
 
+def adaptation_scale(image_processor: Any) -> dict[str, int]:
+    """The `short_side` and `crop_size` that adapt at the size at which a processor segments.
+
+    A shortest edge of 392 gives the published 400 and 384; other sizes keep these proportions.
+
+    Args:
+        image_processor: An `AMDImageProcessor`; with a fixed size its shorter side counts.
+    """
+    size = image_processor.size
+    shortest_edge = size.shortest_edge or min(size.height, size.width)
+    short_side = max(round(shortest_edge / 0.98), int(MIN_SIDE / 0.96) + 1)
+    return {"short_side": short_side, "crop_size": max(int(short_side * 0.96), MIN_SIDE)}
+
+
 def adapt_to_video(
     model: AMDModel,
     frames: Any,
@@ -414,4 +428,10 @@ class FrameCache:
         return resize_image(cut, (crop[0], crop[1]))
 
 
-__all__ = ["AdaptationArguments", "AdaptationResult", "FrameCache", "adapt_to_video"]
+__all__ = [
+    "AdaptationArguments",
+    "AdaptationResult",
+    "FrameCache",
+    "adapt_to_video",
+    "adaptation_scale",
+]

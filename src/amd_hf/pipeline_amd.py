@@ -11,7 +11,7 @@ from transformers import AutoModel, Pipeline
 from transformers.pipelines import PIPELINE_REGISTRY
 from transformers.utils import ModelOutput
 
-from .adaptation_amd import adapt_to_video
+from .adaptation_amd import AdaptationResult, adapt_to_video, adaptation_scale
 from .image_io_amd import read_image
 from .image_processing_amd import resize_masks
 from .video_amd import FrameStream, is_video
@@ -63,6 +63,11 @@ class ZeroShotObjectSegmentationPipeline(Pipeline):
                 f"The task `{TASK}` needs an AMDModel, got {type(self.model).__name__}; pass the "
                 "folder or Hub id of an AMD checkpoint."
             )
+        if "AMDForSemanticSegmentation" in (self.model.config.architectures or ()):
+            raise ValueError(
+                f"The task `{TASK}` needs a checkpoint with segments, but this one was fine-tuned "
+                "for semantic segmentation; use AMDForSemanticSegmentation for it."
+            )
         if self.image_processor is None:
             raise ValueError(
                 f"The task `{TASK}` needs an image processor; pass `image_processor="
@@ -70,6 +75,7 @@ class ZeroShotObjectSegmentationPipeline(Pipeline):
             )
         self.adapt_steps = adapt_steps
         self.adapt_settings = adapt_settings or {}
+        self.adaptation: AdaptationResult | None = None
 
     def __call__(  # type: ignore[override]
         self,
@@ -114,7 +120,7 @@ class ZeroShotObjectSegmentationPipeline(Pipeline):
         if isinstance(inputs, (list, tuple)):
             if any(is_video(entry) for entry in inputs):
                 return [self(entry, adapt_steps=0, **kwargs) for entry in inputs]
-            return list(self._iterate(inputs, **kwargs)) if len(inputs) else []
+            return list(self._iterate(inputs, **kwargs))
         if isinstance(inputs, Iterator):
             return self._iterate(inputs, **kwargs)
         return super().__call__(inputs, **kwargs)
@@ -133,10 +139,37 @@ class ZeroShotObjectSegmentationPipeline(Pipeline):
                 f"folder, a list of frames or a 4-D array, got {type(inputs).__name__}."
             )
         stream = FrameStream(inputs)
-        model: Any = self.model
-        adapted = adapt_to_video(model, inputs, steps, **settings)
-        results = self._iterate(stream, _model=adapted, **kwargs)
+        results = self.adapted_to(inputs, steps, **settings)._iterate(stream, **kwargs)
         return list(results) if is_list or is_array else results
+
+    def adapted_to(
+        self, video: Any, num_steps: int = 100, **settings: Any
+    ) -> "ZeroShotObjectSegmentationPipeline":
+        """A pipeline whose model is adapted to one video, for several calls on it.
+
+        Args:
+            video: Frames as for `adapt_to_video`.
+            num_steps: Steps of test-time adaptation.
+            settings: Further arguments of `adapt_to_video`; by default frames have the size at
+                which this pipeline segments.
+
+        Returns:
+            A new pipeline; its `adaptation` holds the `AdaptationResult`.
+        """
+        settings = {**adaptation_scale(self.image_processor), **settings, "return_history": True}
+        model: Any = self.model
+        result = adapt_to_video(model, video, num_steps, **settings)
+        adapted = type(self)(
+            model=result.model,
+            image_processor=self.image_processor,
+            task=self.task,
+            device=self.device,
+            batch_size=self._batch_size,
+            num_workers=self._num_workers,
+            **{**self._preprocess_params, **self._postprocess_params},
+        )
+        adapted.adaptation = result
+        return adapted
 
     def _iterate(self, frames: Any, **kwargs: Any) -> Iterator[list[dict[str, Any]]]:
         """Lazily segments an iterable of images; a wrong argument is reported at once."""
@@ -153,7 +186,6 @@ class ZeroShotObjectSegmentationPipeline(Pipeline):
         object_segment: int | None = None,
         timeout: float | None = None,
         local_files_only: bool | None = None,  # transformers.pipeline leaves it in
-        _model: Any = None,
         **unknown: Any,
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         if unknown:
@@ -169,7 +201,6 @@ class ZeroShotObjectSegmentationPipeline(Pipeline):
                 f"`object_segment` must lie in 0..{num_segments - 1}, got {object_segment}."
             )
         preprocess = {"timeout": timeout}
-        forward = {"model": _model}
         postprocess = {
             "threshold": threshold,
             "return_segments": return_segments,
@@ -177,7 +208,7 @@ class ZeroShotObjectSegmentationPipeline(Pipeline):
         }
         return tuple(  # type: ignore[return-value]
             {name: value for name, value in given.items() if value is not None}
-            for given in (preprocess, forward, postprocess)
+            for given in (preprocess, {}, postprocess)
         )
 
     def preprocess(  # type: ignore[override]
@@ -190,13 +221,10 @@ class ZeroShotObjectSegmentationPipeline(Pipeline):
         pixel_values = features["pixel_values"][0].to(self.model.dtype)
         return {"pixel_values": [pixel_values], "target_size": [rgb.shape[:2]]}
 
-    def _forward(  # type: ignore[override]
-        self, input_tensors: dict[str, Any], model: Any = None
-    ) -> ModelOutput:
+    def _forward(self, input_tensors: dict[str, Any], **kwargs: Any) -> ModelOutput:
         """Segment masks of a batch; images of one size run together."""
-        model = self.model if model is None else model
-        was_training = model.training
-        model.eval()
+        was_training = self.model.training
+        self.model.eval()
         images = _flatten(input_tensors["pixel_values"])
         groups: dict[torch.Size, list[int]] = {}
         for index, image in enumerate(images):
@@ -204,10 +232,10 @@ class ZeroShotObjectSegmentationPipeline(Pipeline):
         masks: list[Any] = [None] * len(images)
         for indices in groups.values():
             batch = torch.stack([images[index] for index in indices])
-            outputs = model(pixel_values=batch)
+            outputs = self.model(pixel_values=batch)
             for index, mask in zip(indices, outputs.segment_masks.float(), strict=True):
                 masks[index] = mask
-        model.train(was_training)
+        self.model.train(was_training)
         return ModelOutput(segment_masks=masks, target_size=_flatten(input_tensors["target_size"]))
 
     def postprocess(  # type: ignore[override]

@@ -19,7 +19,7 @@ from PIL import Image
 from amd_hf.cli.inputs import Job, plan_jobs
 from amd_hf.cli.progress import Console
 from amd_hf.image_io_amd import read_image
-from amd_hf.pipeline_amd import TASK, ZeroShotObjectSegmentationPipeline
+from amd_hf.pipeline_amd import TASK
 from amd_hf.video_amd import FrameStream, VideoWriter
 from amd_hf.visualization import overlay_object
 
@@ -183,7 +183,7 @@ def segment_image(
         "object_share": round(share, 4),
         "seconds": round(time.monotonic() - start, 2),
     }
-    found = f"object on {share:.0%} of the picture, score {entry['score']:.2f}"
+    found = f"object on {share:.1%} of the picture, score {entry['score']:.2f}"
     console.result(record, f"{job.source} -> {mask_path} ({found if share else 'nothing found'})")
 
 
@@ -241,7 +241,6 @@ def _adapted(job: Job, pipe: Any, args: argparse.Namespace, console: Console) ->
     """The pipeline with a model adapted to the video, and the number of steps taken."""
     if not args.adapt_steps:
         return pipe, 0
-    from amd_hf.adaptation_amd import adapt_to_video
 
     with console.bar(f"adapting to {job.name}", args.adapt_steps, "step") as bar:
 
@@ -249,19 +248,14 @@ def _adapted(job: Job, pipe: Any, args: argparse.Namespace, console: Console) ->
             bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
             bar.update()
 
-        result = adapt_to_video(
-            pipe.model,
+        adapted = pipe.adapted_to(
             (frame for _, frame in _frames(job, None)) if job.frames else job.source,
             args.adapt_steps,
             callback=advance,
             time_limit=args.adapt_seconds,
             seed=args.seed,
-            return_history=True,
         )
-    adapted = ZeroShotObjectSegmentationPipeline(
-        model=result.model, image_processor=pipe.image_processor, device=pipe.device, task=TASK
-    )
-    return adapted, result.num_steps
+    return adapted, adapted.adaptation.num_steps
 
 
 def _segmented(
