@@ -212,6 +212,11 @@ def _open_path(path: Path, split: str) -> ClipSource:
     """Returns the source for an existing path, told by suffix or by what a folder holds."""
     suffix = path.suffix.lower()
     if path.is_dir():
+        if (path / "packing.json").is_file() and not (path / "index.json").is_file():
+            raise ValueError(
+                f"`source` {str(path)!r} was not packed to the end; run the same packing command"
+                " again."
+            )
         shards = sorted(path.glob("*.tar")) or sorted(path.glob("*/*.tar"))
         if shards:
             return TarShardSource(shards, split)

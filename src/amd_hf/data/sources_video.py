@@ -31,7 +31,7 @@ class VideoFileSource(ClipSource):
         ValueError: If no file can be opened as a video of at least two frames.
     """
 
-    def __init__(self, paths: Iterable[str | os.PathLike[str]], frames_per_clip: int = 48) -> None:
+    def __init__(self, paths: Iterable[str | os.PathLike[str]], frames_per_clip: int = 24) -> None:
         super().__init__()
         self.files: list[tuple[Path, str, float]] = []
         self._clips: list[tuple[int, int, int]] = []  # number of the file, first frame, frames
@@ -66,7 +66,8 @@ class VideoFileSource(ClipSource):
         """Returns clip `index`."""
         number, start, length = self._clips[index]
         _, name, rate = self.files[number]
-        return Clip(f"{name.replace('.', '_')}__{start:06d}", name, length, rate)
+        key = f"{name.replace('.', '_')}__{start:06d}"
+        return Clip(key, name, length, rate, tuple(range(start, start + length)))
 
     def read(self, index: int, frames: Sequence[int]) -> list[bytes]:
         """Returns lossless `frames` of clip `index`."""

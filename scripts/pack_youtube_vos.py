@@ -1,0 +1,106 @@
+"""Packs videos into tar shards for fast streaming.
+
+Sources: YouTube-VOS as downloaded (folder or zip), any folder of folders of frames, video files.
+
+    python scripts/pack_youtube_vos.py --source YouTubeVOS --output_dir shards --short_side 400
+
+Run again after an interruption, it goes on where it stopped. The folder can be given to
+`scripts/pretrain.py --dataset`, or uploaded with `--hub_dataset_id NAME`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+
+from amd_hf.data.frame_pairs import open_source
+from amd_hf.data.packing import pack_clips
+from amd_hf.data.packing_clips import PackingSettings
+from amd_hf.data.sources import ClipSource
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Returns the arguments of the command line."""
+    defaults = PackingSettings()
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--source", nargs="+", required=True, help="folders, zips, tars or video files")
+    add("--output_dir", required=True, help="folder of the shards")
+    add("--split", default="train", help="split of a YouTube-VOS folder or zip")
+    add("--frames_per_clip", type=int, default=defaults.frames_per_clip)
+    add("--frame_step", type=int, default=defaults.frame_step, help="take every n-th frame")
+    add("--max_clips_per_video", type=int, default=None, help="evenly spread; default: all")
+    add("--clips_per_shard", type=int, default=defaults.clips_per_shard)
+    add("--short_side", type=int, default=None, help="shrink to this many pixels; default: keep")
+    add("--quality", type=int, default=defaults.quality, help="JPEG quality where encoded anew")
+    add("--min_difference", type=float, default=defaults.min_difference, help="gray levels")
+    add("--keep_shot_cuts", action="store_true", help="do not leave out clips across a cut")
+    add("--seed", type=int, default=defaults.seed, help="order of the clips")
+    add("--num_workers", type=int, default=os.cpu_count() or 1, help="0: no worker processes")
+    add("--hub_dataset_id", default=None, help="upload the finished folder to this data set")
+    add("--private", action="store_true", help="make the uploaded data set private")
+    return parser.parse_args()
+
+
+def show_progress(done: int, total: int) -> None:
+    """Prints the share of finished videos about a hundred times."""
+    if done == total or done % max(total // 100, 1) == 0:
+        print(f"\r{done} of {total} videos", end="\n" if done == total else "", file=sys.stderr)
+
+
+def main() -> int:
+    """Packs and, on request, uploads; returns the exit code."""
+    arguments = parse_arguments()
+    try:
+        source = open_source(arguments.source, split=arguments.split)
+        assert isinstance(source, ClipSource)
+        settings = PackingSettings(
+            frames_per_clip=arguments.frames_per_clip,
+            frame_step=arguments.frame_step,
+            max_clips_per_video=arguments.max_clips_per_video,
+            clips_per_shard=arguments.clips_per_shard,
+            short_side=arguments.short_side,
+            quality=arguments.quality,
+            min_difference=arguments.min_difference,
+            reject_shot_cuts=not arguments.keep_shot_cuts,
+            seed=arguments.seed,
+        )
+        index = pack_clips(
+            source,
+            arguments.output_dir,
+            settings,
+            num_workers=arguments.num_workers,
+            progress=show_progress,
+        )
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(
+        f"{index['clips']} clips of {index['videos']} videos in {len(index['shards'])} shards;"
+        f" left out: {index['skipped'] or 'nothing'}"
+    )
+    if arguments.hub_dataset_id:
+        upload(arguments.output_dir, arguments.hub_dataset_id, is_private=arguments.private)
+    return 0
+
+
+def upload(folder: str, name: str, *, is_private: bool) -> None:
+    """Uploads the folder to a data set on the Hugging Face Hub, made where it is missing."""
+    from huggingface_hub import HfApi
+
+    api = HfApi()
+    repository = api.create_repo(name, repo_type="dataset", private=is_private, exist_ok=True)
+    api.upload_folder(
+        repo_id=repository.repo_id,
+        repo_type="dataset",
+        folder_path=folder,
+        allow_patterns=["shard-*.tar", "index.json", "README.md"],
+    )
+    print(f"uploaded to {repository}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
