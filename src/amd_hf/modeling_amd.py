@@ -59,6 +59,9 @@ class AMDModelOutput(ModelOutput):
         visibility_2: 1 where frame 2 is seen in frame 1, (B, 1, Hm, Wm).
         pixel_flow_12: Unpooled flow on the grid of frame 1, (B, 2, Hm, Wm), on request.
         pixel_flow_21: Unpooled flow on the grid of frame 2, (B, 2, Hm, Wm), on request.
+        flow_scales: With the pixel flow: the flow that was warped (per segment or per pixel) at
+            every scale s, finest first, all flows 12 and then all flows 21 as one batch,
+            (2B, 2, Hm / 2**s, Wm / 2**s) in pixels of its scale.
     """
 
     loss: Tensor | None = None
@@ -74,6 +77,7 @@ class AMDModelOutput(ModelOutput):
     visibility_2: Tensor | None = None
     pixel_flow_12: Tensor | None = None
     pixel_flow_21: Tensor | None = None
+    flow_scales: tuple[Tensor, ...] | None = None
 
 
 class AMDPreTrainedModel(PreTrainedModel):
@@ -276,6 +280,7 @@ class AMDModel(AMDPreTrainedModel):
             output.segment_flow_12, output.segment_flow_21 = flow.flows[0].split(B)
         if flow.pixel_flow is not None:
             output.pixel_flow_12, output.pixel_flow_21 = flow.pixel_flow.split(B)
+            output.flow_scales = tuple(flow.flows)
         if not return_loss:
             return output
         # 3. View synthesis: frame 1 is sampled from frame 2 and the other way round.
