@@ -36,7 +36,7 @@ class EvaluationProgress:
     def _load(self, path: Path) -> None:
         """Takes over the rows of `path` if they belong to this evaluation."""
         try:
-            with np.load(path, allow_pickle=False) as state:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as state:
                 header = json.loads(str(state["header"]))
                 curves = {name: list(state[f"curves/{name}"]) for name in header["has_curves"]}
                 thumbnails = {

@@ -1,0 +1,370 @@
+"""The runner: protocols, selected and oracle scores, intervals, resuming, controls."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from amd_hf import AMDImageProcessor
+from amd_hf.data.annotations import read_reference
+from amd_hf.data.benchmarks import open_benchmark
+from amd_hf.evaluation import EvaluationSettings, bootstrap_interval, evaluate_benchmark
+from amd_hf.evaluation.contact_sheet import contact_sheet
+from amd_hf.evaluation.controls import center_ellipse, random_model
+from amd_hf.evaluation.predictors import ModelPredictor, Prediction
+from amd_hf.evaluation.progress import EvaluationProgress, fingerprint
+from amd_hf.evaluation.scoring import ScoredRows, score_image, score_video, summarize
+from amd_hf.metrics import FBetaScores, boundary_accuracy, region_similarity
+from tests.evaluation_data import write_davis, write_images
+
+
+@pytest.fixture
+def processor(tiny_config):
+    return AMDImageProcessor.from_model_config(tiny_config, size={"shortest_edge": 48})
+
+
+@pytest.fixture
+def davis(tmp_path):
+    return write_davis(tmp_path / "davis")
+
+
+@pytest.fixture
+def ecssd(tmp_path):
+    return write_images(tmp_path / "ecssd")
+
+
+@pytest.fixture
+def evaluate(tiny_model, processor):
+    def run(benchmark, data, **options):
+        options = {"progress": False, "num_bootstrap": 50} | options
+        return evaluate_benchmark(tiny_model, processor, benchmark, data, **options)
+
+    return run
+
+
+class ReferencePredictor:
+    """Three segments: empty, the reference, everything."""
+
+    num_segments = 3
+    selected = 2
+
+    def predict(self, sequence, frames):
+        for frame in frames:
+            reference = read_reference(frame)
+            soft = np.stack([0 * reference, reference, 0 * reference + 1]).astype(np.float32)
+            yield Prediction(frame, soft, reference)
+
+
+class TestScoring:
+    def test_video_row(self, davis):
+        sequence = open_benchmark("davis2016", davis).sequences[0]
+        predictor = ReferencePredictor()
+        row = score_video("blackswan", predictor.predict(sequence, sequence.frames), 2, 0.5)
+        references = [read_reference(frame) for frame in sequence.frames]
+        everything = np.ones_like(references[0])
+        assert row["per_segment"]["J"][:2] == [0.0, 1.0]
+        assert row["J"] == pytest.approx(
+            np.mean([region_similarity(everything, reference) for reference in references])
+        )
+        assert row["per_segment"]["F"][1] == 1.0
+        assert row["F"] == boundary_accuracy(everything, references[0])
+        assert (row["best_segment"], row["selected_segment"]) == (1, 2)
+        assert 0 < row["reference_stability"] < 1
+        assert row["per_segment"]["temporal_stability"][1] == row["reference_stability"]
+
+    def test_image_row_and_summary_match_the_metrics(self, ecssd):
+        rng = np.random.default_rng(0)
+        scored, expected = ScoredRows(), FBetaScores()
+        for sequence in open_benchmark("ecssd", ecssd).sequences:
+            reference = read_reference(sequence.frames[0])
+            soft = rng.random((2, *reference.shape)).astype(np.float32)
+            row, curves = score_image(
+                sequence.name, Prediction(sequence.frames[0], soft, reference), 1, 0.5, False
+            )
+            scored.rows.append(row)
+            scored.curves.append(curves)
+            expected.update(soft[1].astype(np.float64), reference)
+        scores, intervals = summarize(scored, "image", 1, 200, 0)
+        for measure, value in expected.compute().items():
+            assert scores[measure] == pytest.approx(value, abs=1e-5)
+            low, high = intervals[measure]
+            assert low <= scores[measure] + 1e-6
+            assert high >= scores[measure] - 1e-6
+
+
+class TestVideoBenchmark:
+    def test_result_is_json_with_everything(self, evaluate, davis):
+        result = evaluate("davis2016", davis, model_name="tiny")
+        json.dumps(result, allow_nan=False)
+        assert result["benchmark"] == "davis2016"
+        assert result["model"] == "tiny"
+        assert result["protocol"] == "per-image"
+        assert (result["num_expected"], result["num_found"], result["num_scored"]) == (1376, 8, 8)
+        assert result["is_subset"]
+        assert {"J", "J_recall", "J_decay", "F", "pooled_iou"} <= set(result["selected"])
+        assert {"torch", "transformers", "amd_hf"} <= set(result["versions"])
+        assert [row["name"] for row in result["rows"]] == ["blackswan", "dog"]
+        assert "controls" not in result
+        assert "baselines" not in result
+
+    def test_selected_oracle_and_best_of_k(self, evaluate, davis, tiny_config):
+        result = evaluate("davis2016", davis)
+        table = np.array([row["per_segment"]["J"] for row in result["rows"]])
+        chosen = tiny_config.object_segment
+        assert result["selected"]["J"] == pytest.approx(table[:, chosen].mean())
+        assert result["oracle"]["J"] == pytest.approx(table.mean(axis=0).max())
+        assert result["best_of_k"]["J"] == pytest.approx(table.max(axis=1).mean())
+        assert result["selected"]["J"] <= result["oracle"]["J"] <= result["best_of_k"]["J"]
+        other = evaluate("davis2016", davis, object_segment=(chosen + 1) % table.shape[1])
+        assert other["selected"]["J"] == pytest.approx(table[:, (chosen + 1) % 5].mean())
+
+    def test_scores_are_taken_at_the_size_of_the_mask(self, evaluate, davis):
+        for path in (davis / "Annotations/480p").glob("*/*.png"):
+            with Image.open(path) as mask:
+                mask.resize((128, 96), Image.Resampling.NEAREST).save(path)
+        result = evaluate("davis2016", davis)
+        # A union is at least the area of the references: four squares, enlarged twice.
+        assert min(result["rows"][0]["per_segment"]["union"]) >= 4 * 40 * 40
+
+    def test_agrees_with_the_processor(self, tiny_model, processor, davis):
+        benchmark = open_benchmark("davis2016", davis)
+        predictor = ModelPredictor(tiny_model, processor, EvaluationSettings())
+        sequence = benchmark.sequences[0]
+        (prediction,) = predictor.predict(sequence, sequence.frames[:1])
+        image = Image.open(sequence.frames[0].image)
+        with torch.no_grad():
+            outputs = tiny_model(**processor(image, return_tensors="pt"))
+        (mask,) = processor.post_process_object_segmentation(outputs, target_sizes=[(48, 64)])
+        found = prediction.soft_masks[predictor.selected] > 0.5
+        np.testing.assert_array_equal(found, mask.numpy())
+        np.testing.assert_allclose(prediction.soft_masks.sum(axis=0), 1, atol=1e-5)
+
+    @pytest.mark.parametrize("options", [{"batch_size": 3}, {"autocast": "bfloat16"}])
+    def test_batch_and_precision_keep_the_soft_masks(self, tiny_model, processor, davis, options):
+        sequence = open_benchmark("davis2016", davis).sequences[0]
+
+        def soft_masks(**options):
+            predictor = ModelPredictor(tiny_model, processor, EvaluationSettings(**options))
+            return [item.soft_masks for item in predictor.predict(sequence, sequence.frames)]
+
+        tolerance = 1e-5 if "batch_size" in options else 2e-2
+        np.testing.assert_allclose(soft_masks(**options), soft_masks(), atol=tolerance)
+
+    def test_subset_options(self, evaluate, davis):
+        result = evaluate("davis2016", davis, sequences=("dog",), stride=2, limit_frames=1)
+        assert result["num_scored"] == 1
+        assert [row["name"] for row in result["rows"]] == ["dog"]
+        assert result["settings"]["stride"] == 2
+
+    def test_stale_overrides_are_refused(self, evaluate, davis):
+        with pytest.raises(TypeError, match="num_steps"):
+            evaluate("davis2016", davis, num_steps=3)
+
+
+class TestAdaptation:
+    SETTINGS = {"crop_size": 32, "short_side": 48, "learning_rate": 1e-2}  # noqa: RUF012
+
+    def test_each_sequence_gets_its_own_copy(self, evaluate, davis, tiny_model):
+        before = fingerprint(tiny_model.state_dict().items())
+        plain = evaluate("davis2016", davis)
+        adapted = evaluate("davis2016", davis, adapt_steps=2, adapt_settings=self.SETTINGS)
+        assert fingerprint(tiny_model.state_dict().items()) == before
+        assert adapted["protocol"] == "per-video, 2 steps"
+        assert adapted["rows"] != plain["rows"]
+        alone = evaluate(
+            "davis2016", davis, adapt_steps=2, adapt_settings=self.SETTINGS, sequences=("dog",)
+        )
+        assert alone["rows"][0] == adapted["rows"][1]
+
+    def test_long_videos_in_chunks(self, tiny_model, processor, davis, monkeypatch):
+        settings = EvaluationSettings(adapt_steps=1, adapt_chunk=3, adapt_settings=self.SETTINGS)
+        predictor = ModelPredictor(tiny_model, processor, settings)
+        seen = []
+        monkeypatch.setattr(
+            predictor, "_adapted", lambda part: seen.append(sorted(part)) or tiny_model
+        )
+        sequence = open_benchmark("davis2016", davis).sequences[0]
+        names = [item.frame.name for item in predictor.predict(sequence, sequence.frames)]
+        assert names == ["00000", "00001", "00002", "00003"]
+        assert seen == [["00000", "00001"], ["00002", "00003"]]
+
+
+class TestImageBenchmark:
+    def test_result(self, evaluate, ecssd):
+        result = evaluate("ecssd", ecssd)
+        json.dumps(result, allow_nan=False)
+        expected = {"max_f_beta", "mean_f_beta", "adaptive_f_beta", "mae", "s_measure", "iou"}
+        assert expected <= set(result["selected"])
+        assert result["num_scored"] == 5
+        table = np.array([row["per_segment"]["iou"] for row in result["rows"]])
+        assert result["oracle"]["iou"] == pytest.approx(table.mean(axis=0).max())
+
+    def test_stretching_changes_soft_scores_only(self, evaluate, ecssd):
+        plain, stretched = evaluate("ecssd", ecssd), evaluate("ecssd", ecssd, stretch=True)
+        assert plain["selected"]["iou"] == stretched["selected"]["iou"]
+        assert plain["selected"]["mae"] != stretched["selected"]["mae"]
+
+
+class TestResuming:
+    @pytest.mark.parametrize("name", ["davis2016", "ecssd"])
+    def test_interrupted_equals_uninterrupted(
+        self, name, evaluate, davis, ecssd, tmp_path, monkeypatch, caplog
+    ):
+        data = davis if name == "davis2016" else ecssd
+        options = {"controls": True, "contact_sheet": tmp_path / "sheet.png"}
+        whole = evaluate(name, data, **options)
+        sheet = (tmp_path / "sheet.png").read_bytes()
+        original, calls = ModelPredictor.predict, []
+
+        def breaks_at_the_second(self, sequence, frames):
+            calls.append(sequence.name)
+            if len(calls) == 2:
+                raise KeyboardInterrupt
+            return original(self, sequence, frames)
+
+        state = tmp_path / "result.json.unfinished"
+        monkeypatch.setattr(ModelPredictor, "predict", breaks_at_the_second)
+        with pytest.raises(KeyboardInterrupt):
+            evaluate(name, data, resume_file=state, **options)
+        assert state.is_file()
+        resumed = evaluate(name, data, resume_file=state, **options)
+        assert "Resuming" in caplog.text
+        assert calls.count(calls[0]) == 2  # once by the model, once by the random control
+        for key in ("selected", "oracle", "best_of_k", "intervals", "rows", "controls"):
+            assert resumed[key] == whole[key]
+        assert (tmp_path / "sheet.png").read_bytes() == sheet
+        assert not state.exists()
+
+    def test_other_settings_start_afresh(self, tmp_path, caplog):
+        path = tmp_path / "state"
+        first = EvaluationProgress(path, {"threshold": 0.5})
+        first.of("model").rows.append({"name": "dog"})
+        first.save()
+        assert EvaluationProgress(path, {"threshold": 0.5}).of("model").rows == [{"name": "dog"}]
+        assert EvaluationProgress(path, {"threshold": 0.6}).of("model").rows == []
+        assert "other settings or weights; starting afresh" in caplog.text
+
+    def test_damaged_state_starts_afresh(self, tmp_path, caplog):
+        path = tmp_path / "state"
+        path.write_bytes(b"PK\x03\x04 cut off")
+        assert EvaluationProgress(path, {}).of("model").rows == []
+        assert "Cannot use the unfinished state" in caplog.text
+
+
+class TestControls:
+    def test_center_ellipse(self):
+        ellipse = center_ellipse(50, 100)
+        assert ellipse.argmax() in (24 * 100 + 49, 24 * 100 + 50, 25 * 100 + 49, 25 * 100 + 50)
+        assert (ellipse > 0.5).mean() == pytest.approx(np.pi * 0.3 * 0.3, abs=0.01)
+        np.testing.assert_array_equal(ellipse, ellipse[::-1, ::-1])
+
+    def test_random_model_is_reproducible_and_leaves_the_random_state(self, tiny_model):
+        state = torch.get_rng_state()
+        first, second = random_model(tiny_model, 3), random_model(tiny_model, 3)
+        assert torch.equal(torch.get_rng_state(), state)
+        weights = [fingerprint(model.state_dict().items()) for model in (first, second, tiny_model)]
+        assert weights[0] == weights[1] != weights[2]
+
+    def test_under_one_command(self, evaluate, davis):
+        result = evaluate("davis2016", davis, controls=True)
+        assert set(result["controls"]) == {"center_ellipse", "random_init"}
+        ellipse = center_ellipse(48, 64) > 0.5
+        references = [
+            [read_reference(frame) for frame in sequence.frames]
+            for sequence in open_benchmark("davis2016", davis).sequences
+        ]
+        expected = np.mean(
+            [np.mean([region_similarity(ellipse, mask) for mask in masks]) for masks in references]
+        )
+        control = result["controls"]["center_ellipse"]
+        assert control["selected"]["J"] == pytest.approx(expected)
+        assert "best_of_k" not in control
+        assert "best_of_k" in result["controls"]["random_init"]
+
+
+class TestBootstrap:
+    def test_matches_the_normal_interval(self):
+        values = np.random.default_rng(0).normal(0.5, 0.1, 400)
+        low, high = bootstrap_interval(values, 4000)
+        half = 1.96 * values.std() / 20
+        assert low == pytest.approx(values.mean() - half, abs=1e-3)
+        assert high == pytest.approx(values.mean() + half, abs=1e-3)
+
+    def test_seed_statistic_and_one_unit(self):
+        values = np.random.default_rng(1).random((30, 4))
+        first = bootstrap_interval(values, 100, statistic=lambda means: means.max(axis=1))
+        assert first == bootstrap_interval(values, 100, statistic=lambda means: means.max(axis=1))
+        assert first != bootstrap_interval(values[:, 0], 100)
+        assert bootstrap_interval([0.4], 10) == pytest.approx((0.4, 0.4))
+
+    def test_bad_arguments(self):
+        with pytest.raises(ValueError, match="N >= 1"):
+            bootstrap_interval([])
+        with pytest.raises(ValueError, match="`num_resamples` must be at least 1"):
+            bootstrap_interval([0.1], 0)
+
+
+class TestBadInput:
+    @pytest.mark.parametrize(
+        ("options", "text"),
+        [
+            ({"threshold": 1.0}, r"`threshold` must lie in \[0, 1\)"),
+            ({"stride": 0}, "`stride` must be at least 1"),
+            ({"adapt_steps": -1}, "`adapt_steps` must be at least 0"),
+            ({"autocast": "int8"}, "`autocast` must be one of"),
+            ({"refinements": ("crf",)}, "`refinements` must be from .* got 'crf'"),
+            ({"limit_frames": 0}, "`limit_frames` must be at least 1 or None"),
+            ({"num_bootstrap": -1}, "`num_bootstrap` must be at least 0"),
+            ({"object_segment": 9}, r"`object_segment` must lie in 0\.\.4"),
+        ],
+    )
+    def test_settings(self, evaluate, davis, options, text):
+        with pytest.raises(ValueError, match=text):
+            evaluate("davis2016", davis, **options)
+
+    def test_data_dir_is_needed(self, evaluate):
+        with pytest.raises(ValueError, match="`data_dir` must be the folder of davis2016"):
+            evaluate("davis2016", None)
+
+    def test_unreadable_frame_names_the_file(self, evaluate, davis):
+        (davis / "JPEGImages/480p/dog/00002.jpg").write_bytes(b"rubbish")
+        with pytest.raises(ValueError, match=r"Cannot read the frame .*dog/00002\.jpg"):
+            evaluate("davis2016", davis)
+
+    def test_segments_are_needed_for_class_segmentation(self, tmp_path, evaluate):
+        root = tmp_path / "voc"
+        for folder in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
+            (root / folder).mkdir(parents=True)
+        Image.new("RGB", (64, 48)).save(root / "JPEGImages/a.jpg")
+        Image.new("P", (64, 48)).save(root / "SegmentationClass/a.png")
+        (root / "ImageSets/Segmentation/val.txt").write_text("a\n")
+        with pytest.raises(ValueError, match="needs an AMDForSemanticSegmentation with 21 labels"):
+            evaluate("voc2012", root)
+
+
+def test_contact_sheet_needs_thumbnails():
+    with pytest.raises(ValueError, match="at least one scored row with a thumbnail"):
+        contact_sheet([{"name": "a", "J": 0.1}], {}, "J")
+
+
+def test_class_segmentation(tmp_path, tiny_config, processor):
+    from amd_hf import AMDConfig, AMDForSemanticSegmentation
+
+    root = write_images(tmp_path / "voc", 3)
+    (root / "images").rename(root / "JPEGImages")
+    (root / "ImageSets/Segmentation").mkdir(parents=True)
+    (root / "SegmentationClass").mkdir()
+    for path in (root / "masks").glob("*.png"):
+        labels = np.where(np.asarray(Image.open(path)), 3, 0).astype(np.uint8)
+        labels[:2] = 255
+        Image.fromarray(labels, mode="L").save(root / "SegmentationClass" / path.name)
+    (root / "ImageSets/Segmentation/val.txt").write_text("0\n1\n2\n")
+    model = AMDForSemanticSegmentation(AMDConfig.tiny(num_labels=21)).eval()
+    result = evaluate_benchmark(model, processor, "voc2012", root, progress=False)
+    json.dumps(result, allow_nan=False)
+    assert result["oracle"] is None
+    assert 0 <= result["selected"]["mean_iou"] <= 1
+    assert len(result["rows"]) == 3
+    assert result["per_class"]["bird"] is not None
