@@ -165,6 +165,8 @@ def infer_config(state_dict: Mapping[str, Tensor], object_segment: int = 0) -> A
             f"`{MOTION}.flow_estimators.conv1.0.weight` leaves {cost_channels} channels for the "
             "cost volume, which is not (2 r + 1)^2 for any search range r."
         )
+    num_levels = shapes.count(rf"{MOTION}\.conv_1x1\.(\d+)\.")
+    scale_weights = [*AMDConfig.official().scale_weights, *[0.0] * num_levels][:num_levels]
     return AMDConfig.official(
         num_segments=shapes.size(f"{HEAD}.conv_seg.weight", 0, 4),
         object_segment=object_segment,
@@ -177,7 +179,8 @@ def infer_config(state_dict: Mapping[str, Tensor], object_segment: int = 0) -> A
             shapes.size(f"{MOTION}.feature_pyramid_extractor.convs.{i}.0.0.weight", 0, 4)
             for i in pyramid_levels
         ],
-        num_motion_levels=shapes.count(rf"{MOTION}\.conv_1x1\.(\d+)\."),
+        num_motion_levels=num_levels,
+        scale_weights=scale_weights,
         search_range=side // 2,
         context_channels=context_channels,
         estimator_channels=[
