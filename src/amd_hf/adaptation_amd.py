@@ -15,16 +15,11 @@ import torch
 from torch import Tensor, nn
 from transformers.utils import logging
 
-from .image_io_amd import MIN_SIDE, resize_image, resized_size
+from .frame_cache_amd import FrameCache
+from .image_io_amd import MIN_SIDE
 from .modeling_amd import AMDModel
-from .video_amd import FrameStream
 
 logger = logging.get_logger(__name__)
-
-# Long videos are cached in runs of this many adjacent frames, so that pairs survive the thinning.
-_RUN_LENGTH = 8
-# No cached frame gets longer than this multiple of its short side.
-_MAX_ASPECT = 4
 
 
 @dataclass
@@ -85,10 +80,9 @@ class AdaptationArguments:
                 f"got {self.frame_gap}."
             )
         self.gaps = range(gaps[0], gaps[1] + 1)
-        self.run_length = max(_RUN_LENGTH, gaps[1] + 1)
         for name, least in (("num_steps", 0), ("batch_size", 1), ("crop_size", MIN_SIDE)):
             _check_least(name, getattr(self, name), least)
-        _check_least("max_frames", self.max_frames, 2 * self.run_length)
+        _check_least("max_frames", self.max_frames, 2 * gaps[1] + 2)
         low, high = self.short_side_range
         if not 0 < low <= high <= 1:
             raise ValueError(
@@ -212,7 +206,14 @@ def adapt_to_video(
         raise TypeError(
             f"`model` must be an AMDModel (with its motion pathway), got {type(model).__name__}."
         )
-    cache = FrameCache(frames, arguments, start)
+    limit = arguments.time_limit
+    cache = FrameCache(
+        frames,
+        short_side=arguments.short_side,
+        gaps=arguments.gaps,
+        max_frames=arguments.max_frames,
+        deadline=None if limit is None else start + limit / 2,
+    )
     with torch.inference_mode(False), torch.enable_grad(), _own_random_state(model.device):
         result = AdaptationResult(copy.deepcopy(model), num_frames=len(cache.frames))
         bar = logging.tqdm(total=num_steps, desc="adapting", disable=not progress)
@@ -228,7 +229,7 @@ def adapt_to_video(
 
 
 def _train(
-    result: AdaptationResult, cache: "FrameCache", arguments: AdaptationArguments, start: float
+    result: AdaptationResult, cache: FrameCache, arguments: AdaptationArguments, start: float
 ) -> Iterator[float]:
     """Trains `result.model` in place and yields the loss of every step."""
     model = result.model
@@ -256,8 +257,11 @@ def _train(
             break
         rate = arguments.learning_rate_at(max(step / arguments.num_steps, elapsed))
         optimizer.param_groups[0]["lr"] = rate
-        pairs = cache.sample(generator).to(device)
-        loss = _loss(model, pairs, arguments.autocast_dtype)
+        pairs = [
+            cache.sample_pair(generator, arguments.crop_size, arguments.short_side_range)
+            for _ in range(arguments.batch_size)
+        ]
+        loss = _loss(model, torch.stack(pairs).to(device), arguments.autocast_dtype)
         optimizer.zero_grad(set_to_none=True)
         scaler.scale(loss).backward()
         scaler.step(optimizer)
@@ -321,117 +325,9 @@ def _own_random_state(device: torch.device) -> Iterator[None]:
         yield
 
 
-class FrameCache:
-    """Frames of one video, resized once, from which pairs of crops are drawn.
-
-    Memory is bounded by `max_frames` frames of `short_side` pixels (about 0.9 MB each at 16:9 and
-    400 pixels). While a video is longer than that, every other run of adjacent frames is dropped.
-
-    Attributes:
-        frames: Frame number -> uint8 tensor of shape (3, H, W).
-        pairs: Numbers of the two frames of every pair that can be drawn.
-
-    Args:
-        source: As for `adapt_to_video`.
-        arguments: Settings of the adaptation.
-        start: `time.monotonic()` at the start of the time limit.
-    """
-
-    def __init__(self, source: Any, arguments: AdaptationArguments, start: float) -> None:
-        self.arguments = arguments
-        self.frames: dict[int, Tensor] = {}
-        self._read(FrameStream(source), start)
-        self.pairs = [
-            (first, first + gap)
-            for gap in arguments.gaps
-            for first in self.frames
-            if first + gap in self.frames
-        ]
-        if not self.pairs:
-            raise ValueError(
-                f"A video must have at least {arguments.gaps[0] + 1} frames to adapt to it, got "
-                f"{len(self.frames)}; segment it without adaptation."
-            )
-
-    def _read(self, stream: FrameStream, start: float) -> None:
-        """Fills the cache in one pass."""
-        stride = 1
-        limit = self.arguments.time_limit
-        iterator = iter(stream)
-        number = -1
-        while (frame := self._next(iterator, stream.name)) is not None:
-            number += 1
-            if limit is not None and time.monotonic() - start > limit / 2 and number > 1:
-                logger.warning(f"Adapting to the first {number} frames: reading took too long.")
-                break
-            if (number // self.arguments.run_length) % stride:
-                continue
-            self._add(number, frame)
-            if len(self.frames) > self.arguments.max_frames:
-                stride *= 2
-                self.frames = {
-                    kept: tensor
-                    for kept, tensor in self.frames.items()
-                    if (kept // self.arguments.run_length) % stride == 0
-                }
-
-    def _next(self, iterator: Iterator[Any], name: str) -> Any:
-        """The next frame, or None at the end or where a damaged video breaks off."""
-        try:
-            return next(iterator, None)
-        except ValueError as error:
-            if len(self.frames) < 2:
-                raise
-            logger.warning(f"Adapting to the readable part of {name}: {error}")
-            return None
-
-    def _add(self, number: int, frame: Any) -> None:
-        """Resizes and keeps one uint8 (H, W, 3) frame."""
-        short_side = self.arguments.short_side
-        height, width = frame.shape[:2]
-        size = resized_size(height, width, short_side, _MAX_ASPECT * short_side)
-        tensor = torch.from_numpy(frame).permute(2, 0, 1)
-        resized = resize_image(tensor[None], size)[0].to(torch.uint8)
-        first = next(iter(self.frames.values()), resized)
-        if first.shape != resized.shape:
-            raise ValueError(
-                "All frames of a video must have the same size and shape, but frame "
-                f"{number} is {width} x {height} pixels, unlike the first; adapt to one video at "
-                "a time."
-            )
-        self.frames[number] = resized
-
-    def sample(self, generator: torch.Generator) -> Tensor:
-        """Float32 crops (batch_size, 2, 3, h, w) with values 0..255.
-
-        Both frames of a pair share the crop and the scale, so that what moves between them is the
-        scene only.
-        """
-        return torch.stack([self._sample_pair(generator) for _ in range(self.arguments.batch_size)])
-
-    def _sample_pair(self, generator: torch.Generator) -> Tensor:
-        """One pair (2, 3, h, w)."""
-        index = int(torch.randint(len(self.pairs), (), generator=generator))
-        pair = torch.stack([self.frames[number] for number in self.pairs[index]])
-        height, width = pair.shape[-2:]
-        low, high = self.arguments.short_side_range
-        crop = [min(self.arguments.crop_size, int(side * low + 0.5)) for side in (height, width)]
-        draw, y, x = torch.rand(3, generator=generator).tolist()
-        side = int(self.arguments.short_side * (low + (high - low) * draw))
-        scale = side / self.arguments.short_side
-        window = [
-            min(round(length / scale), full)
-            for length, full in zip(crop, (height, width), strict=True)
-        ]
-        top, left = int(y * (height - window[0] + 1)), int(x * (width - window[1] + 1))
-        cut = pair[..., top : top + window[0], left : left + window[1]]
-        return resize_image(cut, (crop[0], crop[1]))
-
-
 __all__ = [
     "AdaptationArguments",
     "AdaptationResult",
-    "FrameCache",
     "adapt_to_video",
     "adaptation_scale",
 ]
