@@ -16,9 +16,9 @@ from torch import Tensor
 
 # Residuals are measured in units of their median; smaller medians than this (pixels) are noise.
 MIN_RESIDUAL_SCALE = 0.15
-# A residual of 1.5 medians is still background, one of 4.5 surely moves on its own.
-RESIDUAL_LOW = 1.5
-RESIDUAL_HIGH = 4.5
+# A residual of 2.25 medians is still background, one of 3.75 surely moves on its own.
+RESIDUAL_LOW = 2.25
+RESIDUAL_HIGH = 3.75
 # Pairs whose moving part is smaller or larger than these shares of the frame, or lies on more of
 # the frame's border, are mostly failures of the dominant motion.
 MIN_AREA = 0.008
@@ -68,7 +68,7 @@ def classical_flow(first: Tensor, second: Tensor) -> Tensor:
             "`first` and `second` must have one shape (B, 3, H, W), "
             f"got {tuple(first.shape)} and {tuple(second.shape)}."
         )
-    solver = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+    solver = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
     luma = first.new_tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)
     gray = [((x * luma).sum(1) * 255.0).round().byte().cpu().numpy() for x in (first, second)]
     flows = [

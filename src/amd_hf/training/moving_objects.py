@@ -52,7 +52,7 @@ def moving_object_loss(segment_logits: Tensor, target: MovingObject, object_segm
 
     Returns:
         Scalar in float32; uncertain pixels (near 0.5) weigh a fifth of certain ones, moving pixels
-        1.6 times the others; 0 where no pair is usable.
+        2.2 times the others; 0 where no pair is usable.
     """
     logits = segment_logits.float()
     log_masks = logits.log_softmax(dim=1)
@@ -61,7 +61,7 @@ def moving_object_loss(segment_logits: Tensor, target: MovingObject, object_segm
     log_rest = torch.logsumexp(log_masks[:, others], dim=1)
     probability = resize_probability(target.probability, (logits.shape[-2], logits.shape[-1]))
     certainty = 0.2 + 0.8 * (2.0 * probability - 1.0).abs()
-    weight = certainty * torch.where(probability > 0.5, 1.6, 1.0)
+    weight = certainty * torch.where(probability > 0.5, 2.2, 1.0)
     entropy = -(probability * log_object + (1.0 - probability) * log_rest) * weight
     usable = target.is_usable.to(entropy.dtype)
     return (entropy.mean(dim=(1, 2)) * usable).sum() / usable.sum().clamp(min=1.0)
