@@ -65,7 +65,8 @@ def backward_warp(image: Tensor, flow: Tensor) -> Tensor:
     flow = full_precision(flow)
     target = pixel_grid(H, W, flow) + flow
     scale = target.new_tensor([max(W - 1, 1), max(H - 1, 1)]).view(1, 2, 1, 1)
-    grid = (2.0 * target / scale - 1.0).permute(0, 2, 3, 1)  # (B, H, W, 2)
+    # Not-a-number would crash the process in the backward pass of grid_sample on CPU.
+    grid = (2.0 * target / scale - 1.0).permute(0, 2, 3, 1).nan_to_num(nan=0.0)  # (B, H, W, 2)
     padding_mode = "border"
     if grid.device.type == "mps":
         # Border padding is missing in older Metal kernels; clamping the coordinates is the same.
