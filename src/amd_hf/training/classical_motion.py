@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -72,7 +73,9 @@ def classical_flow(first: Tensor, second: Tensor) -> Tensor:
     luma = first.new_tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)
     gray = [((x * luma).sum(1) * 255.0).round().byte().cpu().numpy() for x in (first, second)]
     flows = [
-        torch.from_numpy(solver.calc(one, other, None)).permute(2, 0, 1)
+        torch.from_numpy(
+            solver.calc(one, other, np.zeros((*one.shape, 2), dtype=np.float32))
+        ).permute(2, 0, 1)
         for one, other in zip(*gray, strict=True)
     ]
     return torch.stack(flows).to(first.device)
