@@ -243,7 +243,7 @@ class AMDConfig(PreTrainedConfig):
 
     @classmethod
     def small(cls, **overrides: Any) -> "AMDConfig":
-        """The bundled model: half the width, motion at 192x320, and the small-scale cures.
+        """The bundled model: half the width, motion at 128x192, and the small-scale cures.
 
         Differs from the published model in width, motion size, width of the motion estimator,
         cost-volume normalisation and the initialisation of the motion pathway.
@@ -252,7 +252,7 @@ class AMDConfig(PreTrainedConfig):
             "stem_channels": 32,
             "base_channels": 32,
             "head_channels": 128,
-            "motion_size": (192, 320),
+            "motion_size": (128, 192),
             "estimator_channels": (64, 64, 64, 48, 32),
             "normalize_cost_volume": True,
             "motion_initialization": "kaiming",
