@@ -1,4 +1,4 @@
-"""Tar shards of video clips on the Hub, streamed by `datasets` over real HTTP in a child process."""
+"""Tar shards of clips on the Hub, streamed by `datasets` over real HTTP in a child process."""
 
 from __future__ import annotations
 

@@ -1,0 +1,172 @@
+"""What the buttons of the demo do: from an upload to what the page shows."""
+
+from __future__ import annotations
+
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import gradio as gr
+import numpy as np
+from PIL import Image
+
+from amd_hf.cli import demo_actions as actions
+from amd_hf.cli import demo_uploads as uploads
+from amd_hf.cli.demo_models import BUNDLED, load_model
+from amd_hf.cli.demo_theme import OBJECT, other_name
+from amd_hf.visualization import overlay_object
+
+try:  # on ZeroGPU hardware a function gets its GPU from this decorator
+    from spaces import GPU  # type: ignore[attr-defined]
+except ImportError:
+    GPU = None
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+class VisitorStoppedError(Exception):
+    """The visitor pressed Stop or left; the work in progress is dropped."""
+
+
+class RunningJobs:
+    """The stop file of every visitor's job; a file also reaches a job in another process."""
+
+    def __init__(self) -> None:
+        self._stop_files: dict[str, Path] = {}
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def job(self, visitor: str) -> Iterator[Path]:
+        """Gives a folder that lives as long as the block; its file `stop` ends the job."""
+        with tempfile.TemporaryDirectory(prefix="amd-demo-") as folder:
+            stop_file = Path(folder) / "stop"
+            with self._lock:
+                self._stop_files[visitor] = stop_file
+            try:
+                yield Path(folder)
+            finally:
+                with self._lock:
+                    if self._stop_files.get(visitor) == stop_file:
+                        del self._stop_files[visitor]
+
+    def stop(self, visitor: str) -> bool:
+        """Asks the visitor's job to stop; tells whether there was one."""
+        with self._lock:
+            stop_file = self._stop_files.get(visitor)
+            if stop_file is not None:
+                stop_file.touch()
+        return stop_file is not None
+
+
+JOBS = RunningJobs()
+
+
+def on_gpu(function: Function) -> Function:
+    """Lends a GPU to `function` on ZeroGPU hardware and changes nothing elsewhere."""
+    return function if GPU is None else GPU(duration=180)(function)
+
+
+@contextmanager
+def told_to_visitor() -> Iterator[None]:
+    """Shows a refusal as a message on the page."""
+    try:
+        yield
+    except ValueError as error:
+        raise gr.Error(str(error), title="That did not work", print_exception=False) from error
+
+
+def segment_image(
+    image: str | None, threshold: float = 0.5, model_name: str = BUNDLED
+) -> Iterator[tuple[Any, ...]]:
+    """Finds the object and all segments of one image."""
+    with told_to_visitor(), tempfile.TemporaryDirectory(prefix="amd-demo-") as folder:
+        rgb = uploads.read_uploaded_image(image)
+        soft, chosen = _segment(rgb, model_name)
+        mask = soft[chosen] > threshold
+        file = Path(folder) / "mask.png"
+        Image.fromarray(mask.astype(np.uint8) * 255).save(file)
+        note = f"The object covers **{mask.mean():.0%}** of the image."
+        if not mask.any():
+            note = "No pixel is above the threshold: **no object found**."
+        # The folder lives until the page has its copy: Gradio then asks for the next result.
+        yield (rgb, overlay_object(rgb, mask)), (rgb, _sections(soft, chosen)), note, str(file)
+
+
+@on_gpu
+def _segment(rgb: actions.Frame, model_name: str) -> tuple[actions.SoftMasks, int]:
+    model, processor = load_model(model_name)
+    return actions.soft_segments(model, processor, rgb), model.config.object_segment
+
+
+def _sections(soft: actions.SoftMasks, chosen: int) -> list[tuple[Any, str]]:
+    """The region of each segment with its name, the object first."""
+    labels = soft.argmax(axis=0)
+    others = [index for index in range(len(soft)) if index != chosen]
+    names = {chosen: OBJECT} | {index: other_name(at) for at, index in enumerate(others)}
+    return [((labels == index).astype(np.float32), name) for index, name in names.items()]
+
+
+def segment_video(
+    video: str | None,
+    adapt_steps: float = 0,
+    threshold: float = 0.5,
+    model_name: str = BUNDLED,
+    request: gr.Request | None = None,
+    progress: gr.Progress = gr.Progress(),  # noqa: B008 - Gradio looks for it in the defaults
+) -> Iterator[tuple[Any, ...]]:
+    """Finds the object in every frame, after adapting a copy of the model to the video."""
+    with told_to_visitor(), JOBS.job(_visitor(request)) as folder:
+        progress(0.0, desc="Reading the video")
+        frames, fps = uploads.read_uploaded_video(video)
+        result = _segment_frames(frames, fps, int(adapt_steps), threshold, model_name, folder)
+        if result is None:
+            yield gr.skip(), gr.skip(), gr.skip(), "Stopped; nothing was kept."
+            return
+        note = (
+            f"{len(frames)} frames, {int(adapt_steps)} adaptation steps; the object covers "
+            f"**{result.object_share:.0%}** of the pixels."
+        )
+        yield str(result.object_video), str(result.segment_video), str(result.masks), note
+
+
+@on_gpu
+def _segment_frames(
+    frames: list[actions.Frame],
+    fps: float,
+    adapt_steps: int,
+    threshold: float,
+    model_name: str,
+    folder: Path,
+) -> actions.VideoResult | None:
+    """The files of the result, or None where the visitor stopped the job."""
+    progress = gr.Progress()
+
+    def report(share: float, text: str) -> None:
+        if (folder / "stop").exists():
+            raise VisitorStoppedError
+        progress(share, desc=text)
+
+    model, processor = load_model(model_name)
+    try:
+        if adapt_steps:
+            model = actions.adapt(model, frames, adapt_steps, report)
+        return actions.write_video_result(model, processor, frames, fps, threshold, folder, report)
+    except VisitorStoppedError:
+        return None
+
+
+def stop_video(request: gr.Request) -> str:
+    """Ends the visitor's running video job."""
+    return "Stopping ..." if JOBS.stop(_visitor(request)) else "Nothing is running."
+
+
+def forget_visitor(request: gr.Request) -> None:
+    """Ends the job of a visitor who left the page."""
+    JOBS.stop(_visitor(request))
+
+
+def _visitor(request: gr.Request | None) -> str:
+    return (request.session_hash if request is not None else None) or ""
