@@ -102,6 +102,16 @@ class TestBackwardWarp:
         )
         torch.testing.assert_close(backward_warp(image, flow), clamped, rtol=0, atol=ATOL)
 
+    def test_not_a_number_is_kept_and_does_not_crash(self, image: Tensor, flow: Tensor) -> None:
+        flow[0, 1, 2, 3] = float("nan")
+        flow[1, 0, 0, 0] = float("inf")
+        warped = backward_warp(image.requires_grad_(), flow.requires_grad_())
+        assert warped[0, :, 2, 3].isnan().all()
+        assert warped.isnan().sum() == image.shape[1]
+        warped.nansum().backward()
+        assert image.grad is not None
+        assert image.grad.isfinite().all()
+
     @pytest.mark.parametrize("shape", [(2, 3, 6, 9), (1, 2, 6, 9), (2, 2, 6, 8), (2, 6, 9)])
     def test_refuses_other_shapes(self, image: Tensor, shape: tuple[int, ...]) -> None:
         with pytest.raises(ValueError, match=r"`flow` must have shape \(2, 2, 6, 9\)"):

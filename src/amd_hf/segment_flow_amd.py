@@ -37,7 +37,8 @@ def pool_features(features: Tensor, masks: Tensor) -> Tensor:
     """
     features, masks = full_precision(features), full_precision(masks)
     mass = masks.sum(dim=(2, 3)).clamp(min=torch.finfo(masks.dtype).tiny)
-    return torch.einsum("bchw,bkhw->bkc", features, masks) / mass.unsqueeze(2)
+    with torch.autocast(features.device.type, enabled=False):
+        return torch.einsum("bchw,bkhw->bkc", features, masks) / mass.unsqueeze(2)
 
 
 def compose_flow(masks: Tensor, segment_motion: Tensor) -> Tensor:
@@ -48,11 +49,13 @@ def compose_flow(masks: Tensor, segment_motion: Tensor) -> Tensor:
         segment_motion: Motion of shape (B, K, 2) in pixels of this resolution.
 
     Returns:
-        Segment flow of shape (B, 2, H, W).
+        Segment flow of shape (B, 2, H, W), in float32 or wider.
 
     Source: AMD paper, Sec. 3 (F = sum_m F_m * S_m).
     """
-    return torch.einsum("bkhw,bkc->bchw", full_precision(masks), full_precision(segment_motion))
+    masks, segment_motion = full_precision(masks), full_precision(segment_motion)
+    with torch.autocast(masks.device.type, enabled=False):
+        return torch.einsum("bkhw,bkc->bchw", masks, segment_motion)
 
 
 @dataclass

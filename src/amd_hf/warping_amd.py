@@ -49,7 +49,8 @@ def backward_warp(image: Tensor, flow: Tensor) -> Tensor:
         flow: Offsets of shape (B, 2, H, W) in pixels of this resolution.
 
     Returns:
-        Warped view of shape (B, C, H, W) in the dtype of `image`; equals `image` for zero flow.
+        Warped view of shape (B, C, H, W) in the dtype of `image`; equals `image` for zero flow, and
+        is not-a-number where `flow` is.
 
     Raises:
         ValueError: If the shapes of `image` and `flow` do not match.
@@ -65,7 +66,9 @@ def backward_warp(image: Tensor, flow: Tensor) -> Tensor:
     flow = full_precision(flow)
     target = pixel_grid(H, W, flow) + flow
     scale = target.new_tensor([max(W - 1, 1), max(H - 1, 1)]).view(1, 2, 1, 1)
-    # Not-a-number would crash the process in the backward pass of grid_sample on CPU.
+    # Not-a-number would crash the process in the backward pass of grid_sample on CPU; it is put
+    # back into the result, so that a diverged motion shows in the loss.
+    undefined = target.isnan().any(dim=1, keepdim=True)
     grid = (2.0 * target / scale - 1.0).permute(0, 2, 3, 1).nan_to_num(nan=0.0)  # (B, H, W, 2)
     padding_mode = "border"
     if grid.device.type == "mps":
@@ -74,7 +77,7 @@ def backward_warp(image: Tensor, flow: Tensor) -> Tensor:
     warped = F.grid_sample(
         image.to(grid.dtype), grid, mode="bilinear", padding_mode=padding_mode, align_corners=True
     )
-    return warped.to(image.dtype)
+    return warped.masked_fill(undefined, float("nan")).to(image.dtype)
 
 
 def forward_splat(flow: Tensor) -> Tensor:
