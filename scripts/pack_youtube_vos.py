@@ -18,6 +18,7 @@ from amd_hf.data.frame_pairs import open_source
 from amd_hf.data.packing import pack_clips
 from amd_hf.data.packing_clips import PackingSettings
 from amd_hf.data.sources import ClipSource
+from amd_hf.hub.publish import publish_folder
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -83,23 +84,11 @@ def main() -> int:
         f" left out: {index['skipped'] or 'nothing'}"
     )
     if arguments.hub_dataset_id:
-        upload(arguments.output_dir, arguments.hub_dataset_id, is_private=arguments.private)
+        private = True if arguments.private else None
+        name = arguments.hub_dataset_id
+        publish_folder(arguments.output_dir, name, repo_type="dataset", private=private)
+        print(f"uploaded to {name}")
     return 0
-
-
-def upload(folder: str, name: str, *, is_private: bool) -> None:
-    """Uploads the folder to a data set on the Hugging Face Hub, made where it is missing."""
-    from huggingface_hub import HfApi
-
-    api = HfApi()
-    repository = api.create_repo(name, repo_type="dataset", private=is_private, exist_ok=True)
-    api.upload_folder(
-        repo_id=repository.repo_id,
-        repo_type="dataset",
-        folder_path=folder,
-        allow_patterns=["shard-*.tar", "index.json", "README.md"],
-    )
-    print(f"uploaded to {repository}")
 
 
 if __name__ == "__main__":
