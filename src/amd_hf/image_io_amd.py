@@ -64,7 +64,8 @@ def read_image(
     """
     if isinstance(image, (str, os.PathLike)):
         name = describe(image)
-        return _pil_to_rgb(_open_image(image, max_pixels, timeout), max_pixels, name)
+        with _open_image(image, max_pixels, timeout) as opened:
+            return _pil_to_rgb(opened, max_pixels, name)
     if isinstance(image, Image.Image):
         return _pil_to_rgb(image, max_pixels, "the PIL image")
     if isinstance(image, torch.Tensor):
