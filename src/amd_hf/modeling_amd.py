@@ -90,6 +90,12 @@ class AMDPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _no_split_modules = ["AMDBottleneck"]  # noqa: RUF012
 
+    def _initialize_weights(self, module: nn.Module, *_: bool) -> None:
+        # transformers passes over modules of custom code that hold no weights of their own, which
+        # would leave out the residual blocks and the motion pathway. All initialisation here skips
+        # loaded tensors by itself, so nothing needs that protection.
+        super()._initialize_weights(module)
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, nn.Conv2d) and module.bias is None:
