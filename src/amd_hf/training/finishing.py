@@ -1,0 +1,131 @@
+"""The end of a run: final weights, the object segment, the speed report, the Hub."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from amd_hf.evaluation.object_segment import choose_object_segment, store_object_segment
+from amd_hf.image_processing_amd import AMDImageProcessor
+from amd_hf.training.checkpointing import PARTIAL_PREFIX, sync_path, write_atomically
+from amd_hf.training.data_stream import fixed_batches
+from amd_hf.training.run_state import EMA_FOLDER, versions
+from amd_hf.training.setup import preserved_random_state
+from amd_hf.training.speed_report import decode_limit, describe_speed, model_limit
+
+if TYPE_CHECKING:
+    from amd_hf.training.pretraining import PretrainingRun
+
+logger = logging.getLogger(__name__)
+
+RESULTS_FILE = "all_results.json"
+
+
+def finish_run(run: PretrainingRun, results: dict[str, Any]) -> dict[str, Any]:
+    """Writes the results of a run that has ended; all processes call it.
+
+    Args:
+        run: The run.
+        results: What is known so far.
+
+    Returns:
+        The results, with the object segment and the speed limits; the main process has also
+        written them to `OUTPUT_DIR/all_results.json`.
+
+    Raises:
+        RuntimeError: If the weights cannot be written; the last checkpoint holds them.
+    """
+    run.stream.close()
+    if run.accelerator.is_main_process:
+        output_dir = Path(run.args.output_dir)
+        models = {"": run.unwrapped_model}
+        if run.ema is not None:
+            models[EMA_FOLDER] = run.ema.module
+        with preserved_random_state():
+            results = {**results, "object_segment": _choose_object_segments(run, models)}
+        results |= {"options": run.args.to_dict(), "versions": versions()}
+        for folder, model in models.items():
+            _save_final(model, output_dir / folder)
+        logger.info("Wrote the final weights to %s.", output_dir)
+        results |= _report_speed(run, results)
+        write_atomically(output_dir / RESULTS_FILE, json.dumps(results, indent=1))
+        if run.args.push_to_hub:
+            _push(run, results)
+    run.accelerator.wait_for_everyone()
+    return results
+
+
+def _choose_object_segments(run: PretrainingRun, models: dict[str, Any]) -> dict[str, Any]:
+    args = run.args
+    if not args.num_object_segment_pairs:
+        return {}
+    source = args.validation_dataset or args.dataset
+    num_batches = -(-args.num_object_segment_pairs // args.per_device_eval_batch_size)
+    choices = {}
+    for name, model in models.items():
+        choice = choose_object_segment(
+            model,
+            fixed_batches(args, run.config, source, num_batches),
+            num_pairs=args.num_object_segment_pairs,
+        )
+        store_object_segment(model.config, choice)
+        choices[name or "model"] = choice.to_dict()
+        logger.info(
+            "Object segment%s: %d (confidence %.2f, chosen without labels from %d pairs).\n%s",
+            f" of {name}" if name else "",
+            choice.index,
+            choice.confidence,
+            choice.num_pairs,
+            choice.table(),
+        )
+    return choices
+
+
+def _save_final(model: Any, folder: Path) -> None:
+    """Writes a complete model folder aside and moves its files into place one by one."""
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = folder / f"{PARTIAL_PREFIX}final"
+    try:
+        partial.mkdir(exist_ok=True)
+        model.save_pretrained(partial)
+        AMDImageProcessor().save_pretrained(partial)
+        for path in sorted(partial.iterdir()):
+            sync_path(path)
+            path.replace(folder / path.name)
+    except OSError as error:
+        raise RuntimeError(
+            f"The final weights could not be written to {folder}: {error}; free space and run "
+            "again with --resume_from_checkpoint latest."
+        ) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    sync_path(folder)
+
+
+def _report_speed(run: PretrainingRun, results: dict[str, Any]) -> dict[str, float]:
+    args, speed = run.args, results.get("samples_per_second")
+    if not args.speed_report_seconds or not speed:
+        return {}
+    stream = run.new_stream()
+    batch = next(stream)
+    decode = decode_limit(stream, args.speed_report_seconds, args.per_device_train_batch_size)
+    stream.close()
+    # The other processes wait: per-process limits times their number.
+    count = run.accelerator.num_processes
+    model = model_limit(run.unwrapped_model, batch, args.speed_report_seconds, run.accelerator)
+    logger.info(describe_speed(speed, decode * count, model * count))
+    return {"decode_limit": decode * count, "model_limit": model * count}
+
+
+def _push(run: PretrainingRun, results: dict[str, Any]) -> None:
+    args = run.args
+    publish_run(
+        args.output_dir,
+        args.hub_model_id or Path(args.output_dir).name,
+        results=results,
+        token=args.hub_token,
+        private=args.hub_private_repo,
+    )

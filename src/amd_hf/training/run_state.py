@@ -1,0 +1,402 @@
+"""What a checkpoint of a run holds, and how a run goes on from it.
+
+step_N/config.json, model.safetensors   the weights; `AMDModel.from_pretrained` reads the folder
+step_N/ema/...                          the averaged weights, likewise
+step_N/training_state.pt                optimizer, schedule, scaler, counters, monitors, averages
+step_N/rank_R.pt                        random generators and data position of process R
+step_N/run.json                         options, number of processes, versions
+step_N/manifest.json                    size and SHA-256 of all of these
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import PreTrainedConfig
+
+from amd_hf._version import __version__
+from amd_hf.configuration_amd import AMDConfig
+from amd_hf.training.arguments import LATEST, PretrainingArguments
+from amd_hf.training.checkpointing import (
+    CheckpointError,
+    latest_checkpoint,
+    list_checkpoints,
+    load_state,
+    remove_leftovers,
+    save_state,
+    verify_checkpoint,
+    write_atomically,
+    write_checkpoint,
+)
+from amd_hf.training.setup import random_state, set_random_state
+
+if TYPE_CHECKING:
+    from amd_hf.training.pretraining import PretrainingRun
+
+logger = logging.getLogger(__name__)
+
+RUN_FILE = "run.json"
+STATE_FILE = "training_state.pt"
+WEIGHTS_FILE = "model.safetensors"
+EMA_FOLDER = "ema"
+
+# Options that decide which samples come in which order: a change makes the position meaningless.
+DATA_OPTIONS = (
+    "dataset",
+    "augmentation",
+    "crop_size",
+    "flip",
+    "frame_gap",
+    "target_dt",
+    "pairs_per_clip",
+    "dataset_weights",
+    "min_difference",
+    "shuffle",
+    "seed",
+    "per_device_train_batch_size",
+    "dataloader_num_workers",
+)
+# The state of one optimizer does not fit another.
+STATE_OPTIONS = ("optimizer",)
+# Of all other options, a change of these alters the weights: worth a warning.
+RESULT_OPTIONS = (
+    "learning_rate",
+    "min_learning_rate",
+    "weight_decay",
+    "adam_beta1",
+    "adam_beta2",
+    "adam_epsilon",
+    "motion_lr_scale",
+    "max_grad_norm",
+    "gradient_accumulation_steps",
+    "lr_scheduler_type",
+    "poly_power",
+    "num_warmup_steps",
+    "max_train_steps",
+    "ema_decay",
+    "stages",
+    "motion_warmup_steps",
+    "mixed_precision",
+    "channels_last",
+)
+
+
+@dataclass
+class Progress:
+    """Counters of a run.
+
+    Attributes:
+        step: Optimizer steps done, skipped ones included.
+        num_samples: Pairs seen by all processes.
+        num_nonfinite_steps: Steps skipped for a non-finite gradient.
+        consecutive_nonfinite_steps: Those at the end of the steps so far.
+        saved_step: Step of the last checkpoint of this process; None before the first.
+    """
+
+    step: int = 0
+    num_samples: int = 0
+    num_nonfinite_steps: int = 0
+    consecutive_nonfinite_steps: int = 0
+    saved_step: int | None = None
+
+
+def prepare_output_dir(args: PretrainingArguments, accelerator: Any) -> Path | None:
+    """Makes the folder of the run, clears leftovers, and finds the checkpoint to resume from.
+
+    Args:
+        args: The options of the run.
+        accelerator: The Accelerator; all processes call this.
+
+    Returns:
+        A whole checkpoint, the same in all processes, or None for a fresh start.
+
+    Raises:
+        ValueError: If the folder holds a run that would be overwritten, or is not a folder.
+        CheckpointError: If the named checkpoint is not whole.
+    """
+    from accelerate.utils import broadcast_object_list
+
+    found: list[Any] = [None, None]
+    if accelerator.is_main_process:
+        try:
+            found[0] = _find_checkpoint(args)
+        except (ValueError, CheckpointError) as error:
+            found[1] = error
+    broadcast_object_list(found)
+    checkpoint, error = found
+    if error is not None:
+        raise error
+    return checkpoint
+
+
+def _find_checkpoint(args: PretrainingArguments) -> Path | None:
+    output_dir = Path(args.output_dir)
+    if output_dir.exists() and not output_dir.is_dir():
+        raise ValueError(f"`output_dir` must be a folder, got the file {output_dir}.")
+    output_dir.mkdir(parents=True, exist_ok=True)
+    leftovers = remove_leftovers(output_dir)
+    if leftovers:
+        logger.info("Removed what a killed run left half written: %s.", ", ".join(leftovers))
+    if args.resume_from_checkpoint is None:
+        if list_checkpoints(output_dir):
+            raise ValueError(
+                f"`output_dir` {output_dir} already holds checkpoints of a run; go on with "
+                "--resume_from_checkpoint latest, or choose another folder."
+            )
+        return None
+    if args.resume_from_checkpoint != LATEST:
+        checkpoint = Path(args.resume_from_checkpoint)
+        verify_checkpoint(checkpoint)
+        return checkpoint
+    latest = latest_checkpoint(output_dir)
+    if latest is None:
+        logger.warning("No checkpoint to resume from in %s; starting from step 0.", output_dir)
+    return latest
+
+
+class RunState:
+    """Saves and restores all that decides the next step of a run.
+
+    Args:
+        run: The run whose objects are saved.
+    """
+
+    def __init__(self, run: PretrainingRun) -> None:
+        self.run = run
+        rank = run.accelerator.process_index
+        self._rank_file = f"rank_{rank}.pt"
+        self._samples_path = Path(run.args.output_dir) / f"samples_rank_{rank}.txt"
+
+    def save(self) -> Path | None:
+        """Writes `step_N`; all processes call it at the same step.
+
+        Returns:
+            The folder, or None if it could not be written: the checkpoints before it stay, the run
+            goes on, and the next checkpoint tries again.
+        """
+        run = self.run
+        folder = write_checkpoint(
+            run.args.output_dir,
+            run.progress.step,
+            write_shared=self._write_shared,
+            write_rank=self._write_rank,
+            is_main=run.accelerator.is_main_process,
+            all_succeeded=run.all_succeeded,
+            limit=run.args.checkpoints_total_limit,
+        )
+        if folder is None:
+            logger.error(
+                "No checkpoint at step %d; earlier ones are untouched. Free space on the disk of "
+                "%s: the next checkpoint tries again.",
+                run.progress.step,
+                run.args.output_dir,
+            )
+        else:
+            run.progress.saved_step = run.progress.step
+            logger.info("Saved %s.", folder)
+        return folder
+
+    def _write_rank(self, folder: Path) -> None:
+        state = {"random": random_state(), "stream": self.run.stream.state_dict()}
+        # The averages of the logged interval differ from process to process.
+        save_state({**state, "averager": self.run.averager.state_dict()}, folder / self._rank_file)
+
+    def _write_shared(self, folder: Path) -> None:
+        run = self.run
+        save_weights(run.unwrapped_model, folder)
+        state = {
+            "progress": asdict(run.progress),
+            "optimizer": run.optimizer.state_dict(),
+            "schedule": run.schedule.state_dict(),
+            "collapse": run.collapse.state_dict(),
+        }
+        if run.accelerator.scaler is not None:
+            state["scaler"] = run.accelerator.scaler.state_dict()
+        if run.ema is not None:
+            (folder / EMA_FOLDER).mkdir()
+            save_weights(run.ema.module, folder / EMA_FOLDER)
+            state["ema_updates"] = run.ema.num_updates
+        save_state(state, folder / STATE_FILE)
+        record = {
+            "options": run.args.to_dict(),
+            "config": config_fields(run.config),
+            "num_processes": run.accelerator.num_processes,
+            "versions": versions(),
+        }
+        (folder / RUN_FILE).write_text(json.dumps(record, indent=1))
+
+    def load(self, checkpoint: Path) -> None:
+        """Restores the run from a whole checkpoint.
+
+        Raises:
+            ValueError: If it is of another configuration, of other data or of another number of
+                processes; the message says what differs and what to do.
+            CheckpointError: If a file of it cannot be read.
+        """
+        run = self.run
+        record = json.loads((checkpoint / RUN_FILE).read_text())
+        check_same_run(run.args, run.config, run.accelerator.num_processes, record, checkpoint)
+        load_weights(run.unwrapped_model, checkpoint)
+        state = load_state(checkpoint / STATE_FILE)
+        run.optimizer.load_state_dict(state["optimizer"])
+        run.schedule.load_state_dict(state["schedule"])
+        run.collapse.load_state_dict(state["collapse"])
+        run.progress = Progress(**{**state["progress"], "saved_step": state["progress"]["step"]})
+        if run.accelerator.scaler is not None and "scaler" in state:
+            run.accelerator.scaler.load_state_dict(state["scaler"])
+        if run.ema is not None:
+            self._load_ema(checkpoint, state)
+        if run.args.restart_data_stream:
+            logger.warning("Fresh order of the data from step %d on.", run.progress.step)
+            run.stream.restart(epoch=run.progress.step)
+        else:
+            rank = load_state(checkpoint / self._rank_file)
+            run.stream.load_state_dict(rank["stream"])
+            run.averager.load_state_dict(rank["averager"], run.accelerator.device)
+            set_random_state(rank["random"])
+        self._rewind_samples()
+        logger.info("Resumed from %s.", checkpoint)
+
+    def _load_ema(self, checkpoint: Path, state: Mapping[str, Any]) -> None:
+        assert self.run.ema is not None
+        if not (checkpoint / EMA_FOLDER).is_dir():
+            raise ValueError(
+                f"{checkpoint} has no moving average of the weights; resume with --ema_decay 0, or "
+                "start a new run."
+            )
+        weights = load_file(checkpoint / EMA_FOLDER / WEIGHTS_FILE)
+        num_updates = torch.tensor(state["ema_updates"])
+        self.run.ema.load_state_dict({**weights, "num_updates": num_updates})
+
+    def record_samples(self, batch: Mapping[str, Any]) -> None:
+        """Appends the step and the keys of a batch to `samples_rank_R.txt`, if it is asked for."""
+        if self.run.args.record_samples:
+            with self._samples_path.open("a") as stream:
+                stream.write(f"{self.run.progress.step}\t{' '.join(batch['key'])}\n")
+
+    def _rewind_samples(self) -> None:
+        if not self.run.args.record_samples or not self._samples_path.is_file():
+            return
+        lines = self._samples_path.read_text().splitlines()
+        seen = [line for line in lines if "\t" in line]
+        kept = [line for line in seen if int(line.split("\t")[0]) < self.run.progress.step]
+        write_atomically(self._samples_path, "".join(f"{line}\n" for line in kept))
+
+
+def save_weights(model: Any, folder: Path) -> None:
+    """Writes `config.json` and `model.safetensors` of an `AMDModel` into an existing folder.
+
+    Raises:
+        OSError: If a file cannot be written.
+    """
+    model.config.to_json_file(folder / "config.json")
+    weights = {name: value.contiguous() for name, value in model.state_dict().items()}
+    try:
+        save_file(weights, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+    except Exception as error:
+        # safetensors reports a full disk by an exception of its own.
+        if type(error).__name__ != "SafetensorError":
+            raise
+        raise OSError(f"{folder / WEIGHTS_FILE} cannot be written: {error}") from error
+
+
+def load_weights(model: nn.Module, folder: Path) -> None:
+    """Reads the weights that `save_weights` wrote.
+
+    Raises:
+        ValueError: If they do not fit the model.
+    """
+    try:
+        model.load_state_dict(load_file(folder / WEIGHTS_FILE))
+    except RuntimeError as error:
+        raise ValueError(f"The weights of {folder} do not fit this model: {error}") from error
+
+
+def config_fields(config: AMDConfig) -> dict[str, Any]:
+    """The fields that must be equal for weights to be continued, as JSON has them."""
+    values = json.loads(config.to_json_string(use_diff=False))
+    names = {item.name for item in fields(AMDConfig)} - {
+        item.name for item in fields(PreTrainedConfig)
+    }
+    chosen_after_training = {"object_segment", "object_segment_confidence"}
+    return {name: values[name] for name in sorted(names - chosen_after_training)}
+
+
+def versions() -> dict[str, str]:
+    """Versions of the libraries that decide the numbers of a run."""
+    return {
+        "amd_hf": __version__,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
+
+
+def check_same_run(
+    args: PretrainingArguments,
+    config: AMDConfig,
+    num_processes: int,
+    record: Mapping[str, Any],
+    checkpoint: Path,
+) -> None:
+    """Checks that a run can go on from a checkpoint.
+
+    Args:
+        args: The options of the present run.
+        config: The configuration of the present model.
+        num_processes: Number of processes now.
+        record: What `run.json` of the checkpoint says.
+        checkpoint: Its folder.
+
+    Raises:
+        ValueError: If it cannot; options that only change the result are warned about.
+    """
+    present = config_fields(config)
+    differing = [
+        f"{name} was {value}, is {present.get(name)}"
+        for name, value in record["config"].items()
+        if value != present.get(name)
+    ]
+    if differing:
+        raise ValueError(
+            f"{checkpoint} is of another configuration: {'; '.join(differing)}; use the same "
+            "--config_name and --config_overrides, or start a new run from its weights with "
+            "--model_name_or_path."
+        )
+    saved = record["options"]
+    now = args.to_dict()
+    changed = [
+        f"{name} was {saved[name]!r}, is {now[name]!r}"
+        for name in [*STATE_OPTIONS, *([] if args.restart_data_stream else DATA_OPTIONS)]
+        if name in saved and saved[name] != now[name]
+    ]
+    if num_processes != record["num_processes"] and not args.restart_data_stream:
+        changed.append(f"number of processes was {record['num_processes']}, is {num_processes}")
+    if changed:
+        raise ValueError(
+            f"{checkpoint} cannot be continued exactly: {'; '.join(changed)}; restore these, or "
+            "give up the order of the samples with --restart_data_stream."
+        )
+    _warn_about_changes(saved, now)
+
+
+def _warn_about_changes(saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    changes = [
+        f"{name} was {saved[name]!r}, is {now[name]!r}"
+        for name in RESULT_OPTIONS
+        if name in saved and saved[name] != now[name]
+    ]
+    if changes:
+        logger.warning(
+            "Options differ from those of the checkpoint, so the result will differ from that of "
+            "an uninterrupted run: %s.",
+            "; ".join(changes),
+        )

@@ -1,0 +1,85 @@
+"""Where a run reports: a log of JSON lines, pictures on disk, and the trackers of Accelerate."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from amd_hf.training.checkpointing import write_atomically
+
+logger = logging.getLogger(__name__)
+
+LOG_FILE = "log.jsonl"
+PICTURE_FOLDER = "pictures"
+
+
+class RunLog:
+    """Reports of the main process; the other processes get one that stays silent.
+
+    Args:
+        output_dir: Folder of the run; `log.jsonl` and `pictures/` lie in it.
+        accelerator: The Accelerator whose trackers get the same values, or None.
+        is_active: False for all processes but the main one.
+    """
+
+    def __init__(
+        self, output_dir: str | Path, accelerator: Any = None, is_active: bool = True
+    ) -> None:
+        self.folder = Path(output_dir)
+        self.path = self.folder / LOG_FILE
+        self.accelerator = accelerator
+        self.is_active = is_active
+
+    def rewind(self, step: int) -> None:
+        """Drops the lines after `step`: a resumed run writes them again."""
+        if not self.is_active or not self.path.is_file():
+            return
+        kept = [line for line in self.path.read_text().splitlines() if _step_of(line) <= step]
+        write_atomically(self.path, "".join(f"{line}\n" for line in kept))
+
+    def metrics(self, step: int, values: Mapping[str, float], split: str = "train") -> None:
+        """Reports values after `step` optimizer steps, to all places and the console."""
+        if not self.is_active:
+            return
+        line = json.dumps({"step": step, "split": split, **values})
+        with self.path.open("a") as stream:
+            stream.write(line + "\n")
+        shown = ", ".join(
+            f"{name} {value:.4g}" for name, value in values.items() if "/" not in name
+        )
+        logger.info("%s step %d: %s", split, step, shown)
+        if self.accelerator is not None:
+            named = {f"{split}/{name}": value for name, value in values.items()}
+            self.accelerator.log(named, step=step)
+
+    def picture(self, step: int, picture: np.ndarray, name: str = "segments") -> Path | None:
+        """Saves an RGB picture of shape (H, W, 3), uint8, and sends it to the trackers.
+
+        Returns:
+            Its path; None in a silent log.
+        """
+        if not self.is_active:
+            return None
+        folder = self.folder / PICTURE_FOLDER
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"{name}_{step:07d}.png"
+        Image.fromarray(picture).save(path)
+        for tracker in self.accelerator.trackers if self.accelerator is not None else []:
+            if tracker.name == "tensorboard":
+                tracker.log_images({name: picture[None]}, step=step, dataformats="NHWC")
+            elif tracker.name == "wandb":
+                tracker.log_images({name: [picture]}, step=step)
+        return path
+
+
+def _step_of(line: str) -> float:
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):  # the last line of a killed run may be torn
+        return float("inf")
