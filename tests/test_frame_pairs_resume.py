@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from datasets import IterableDataset
+from datasets.distributed import split_dataset_by_node
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from amd_hf.data import PairCollator, PairTransform, frame_pairs
@@ -70,6 +71,20 @@ def test_endless_stream_resumes_in_a_later_round(shards: Path, kind: str) -> Non
     resumed = stream(shards, kind, repeat=True)
     resumed.load_state_dict(state)
     assert [item["key"] for item in islice(resumed, 25)] == whole[45:]
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_every_process_resumes_its_own_part(shards: Path, rank: int) -> None:
+    def part() -> IterableDataset:
+        return split_dataset_by_node(stream(shards, "indexed", repeat=True), rank, 2)
+
+    whole = [item["key"] for item in islice(part(), 40)]
+    dataset = part()
+    for _ in islice(dataset, 23):
+        state = dataset.state_dict()
+    resumed = part()
+    resumed.load_state_dict(state)
+    assert [item["key"] for item in islice(resumed, 17)] == whole[23:]
 
 
 def loader_of(shards: Path, kind: str, num_workers: int) -> StatefulDataLoader:

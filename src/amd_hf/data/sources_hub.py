@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+import tarfile
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
+from amd_hf.data.counting import SkipCounter
 from amd_hf.data.sources import Clip
 
 FRAME_COLUMN = re.compile(r"^f(\d+)\.(jpg|jpeg|png|webp|ppm)$", re.IGNORECASE)
@@ -39,6 +41,7 @@ class HubClips:
             raise ValueError(f"`block_clips` must be at least 1, got {block_clips}.")
         self.name = str(name) if isinstance(name, str) else "a streamed data set"
         self.block_clips = block_clips
+        self.counter: SkipCounter | None = None
         dataset = _load(name, split) if isinstance(name, str) else name
         self.dataset = dataset.decode(False) if _has_decodable(dataset) else dataset
         names = self.dataset.column_names
@@ -69,13 +72,32 @@ class HubClips:
             rows.load_state_dict(inner_state)
         before = rows.state_dict()
         block: list[tuple[Clip, list[bytes]]] = []
-        for key, row in rows:
-            block.append(_parse_row(str(row.get("__key__", key)), row))
-            if len(block) == self.block_clips:
-                yield before, block
-                before, block = rows.state_dict(), []
+        try:
+            for key, row in rows:
+                parsed = self._parse(str(row.get("__key__", key)), row)
+                if parsed is not None:
+                    block.append(parsed)
+                if len(block) == self.block_clips:
+                    yield before, block
+                    before, block = rows.state_dict(), []
+        except tarfile.TarError as error:
+            # A failed connection is no TarError: it is tried again and then ends the run.
+            self._report("incomplete", f"shard {shard} of {self.name} is cut or damaged ({error})")
         if block:
             yield before, block
+
+    def _parse(self, key: str, row: Mapping[str, Any]) -> tuple[Clip, list[bytes]] | None:
+        """Returns the clip of a row, or None (and reports) where its fields make no sense."""
+        try:
+            return _parse_row(key, row)
+        except (ValueError, TypeError) as error:
+            self._report("unreadable", f"row {key} of {self.name} ({error})")
+            return None
+
+    def _report(self, reason: str, what: str) -> None:
+        """Counts what is left out."""
+        if self.counter is not None:
+            self.counter.add(reason, what)
 
 
 def permuted(block: list[Any], seed: list[int]) -> list[Any]:

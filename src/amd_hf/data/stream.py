@@ -59,6 +59,8 @@ def make_stream(
                 f"`num_shards` of a Hub data set is its number of files ({source.num_shards}), got"
                 f" {num_shards}; leave it out."
             )
+        source = copy(source)
+        source.counter = counter
         clips: _IndexedClips | _StreamedClips = _StreamedClips(source, sampler)
     else:
         for reason, (count, example) in source.left_out.items():
