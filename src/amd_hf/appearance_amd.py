@@ -22,14 +22,15 @@ def frozen_batch_statistics(module: nn.Module) -> Iterator[None]:
     The output is the same as with updates: the statistics of the batch are used.
     """
     norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    tracked = [norm.track_running_stats for norm in norms]
+    saved = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm in norms:
-        norm.track_running_stats = False
+        # The statistics stay in the graph: recomputation must save the tensors that forward saved.
+        norm.momentum, norm.num_batches_tracked = 0.0, None
     try:
         yield
     finally:
-        for norm, track in zip(norms, tracked, strict=True):
-            norm.track_running_stats = track
+        for norm, (momentum, num_batches) in zip(norms, saved, strict=True):
+            norm.momentum, norm.num_batches_tracked = momentum, num_batches
 
 
 class AMDBottleneck(nn.Module):

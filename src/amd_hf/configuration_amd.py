@@ -219,6 +219,11 @@ class AMDConfig(PreTrainedConfig):
                 f"`scale_weights` must have one weight per motion level "
                 f"({self.num_motion_levels}), got {self.scale_weights}."
             )
+        if min(self.scale_weights) < 0 or max(self.scale_weights) == 0:
+            raise ValueError(
+                "`scale_weights` must not be negative and at least one must be positive, "
+                f"got {self.scale_weights}."
+            )
         if self.motion_initialization not in ("default", "kaiming"):
             raise ValueError(
                 '`motion_initialization` must be "default" or "kaiming", '

@@ -260,6 +260,8 @@ class AMDModel(AMDPreTrainedModel):
             output = self._forward_pair(
                 pixel_values, return_loss, output_pixel_flow, pixel_flow_only
             )
+            # In the order of the fields, so that the tuple starts with the loss.
+            output = AMDModelOutput(**output)
         return output if use_dict else output.to_tuple()
 
     def _forward_pair(
