@@ -139,6 +139,9 @@ class PretrainingArguments:
     hub_model_id: str | None = _option(None, "repository on the Hub; default: name of output_dir")
     hub_token: str | None = _option(None, "token for the Hub; default: the stored one")
     hub_private_repo: bool = _option(False, "create the repository as a private one")
+    model_card_template: str = _option("model_card.md", "template of the model card")
+    dataset_terms: str = _option("see the source", "terms of use of the videos, for the card")
+    weights_license: str = _option("unknown", "license id of the weights, for the card")
 
     def __post_init__(self) -> None:
         self._check_choices()
@@ -209,6 +212,11 @@ class PretrainingArguments:
             raise ValueError(
                 "`restart_data_stream` needs `resume_from_checkpoint`; a fresh run has no stream "
                 "to restart."
+            )
+        if self.push_to_hub and not Path(self.model_card_template).is_file():
+            raise ValueError(
+                "`push_to_hub` needs `model_card_template`, got "
+                f"{self.model_card_template!r}, which is no file; pass the one of the repository."
             )
         if self.resume_from_checkpoint not in (None, LATEST):
             checkpoint = Path(str(self.resume_from_checkpoint))

@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from amd_hf.evaluation.object_segment import choose_object_segment, store_object_segment
 from amd_hf.image_processing_amd import AMDImageProcessor
+from amd_hf.modeling_amd import AMDModel
 from amd_hf.training.checkpointing import PARTIAL_PREFIX, sync_path, write_atomically
 from amd_hf.training.data_stream import fixed_batches
+from amd_hf.training.provenance import PROVENANCE_FILE, build_provenance
 from amd_hf.training.run_state import EMA_FOLDER, versions
 from amd_hf.training.setup import preserved_random_state
 from amd_hf.training.speed_report import decode_limit, describe_speed, model_limit
@@ -49,11 +52,13 @@ def finish_run(run: PretrainingRun, results: dict[str, Any]) -> dict[str, Any]:
         results |= {"options": run.args.to_dict(), "versions": versions()}
         for folder, model in models.items():
             _save_final(model, output_dir / folder)
+        provenance = json.dumps(build_provenance(run, results), indent=1)
+        write_atomically(output_dir / PROVENANCE_FILE, provenance)
         logger.info("Wrote the final weights to %s.", output_dir)
         results |= _report_speed(run, results)
         write_atomically(output_dir / RESULTS_FILE, json.dumps(results, indent=1))
         if run.args.push_to_hub:
-            _push(run, results)
+            _push(run)
     run.accelerator.wait_for_everyone()
     return results
 
@@ -91,7 +96,7 @@ def _save_final(model: Any, folder: Path) -> None:
     try:
         partial.mkdir(exist_ok=True)
         model.save_pretrained(partial)
-        AMDImageProcessor().save_pretrained(partial)
+        AMDImageProcessor.from_model_config(model.config).save_pretrained(partial)
         for path in sorted(partial.iterdir()):
             sync_path(path)
             path.replace(folder / path.name)
@@ -120,12 +125,35 @@ def _report_speed(run: PretrainingRun, results: dict[str, Any]) -> dict[str, flo
     return {"decode_limit": decode * count, "model_limit": model * count}
 
 
-def _push(run: PretrainingRun, results: dict[str, Any]) -> None:
-    args = run.args
-    publish_run(
-        args.output_dir,
-        args.hub_model_id or Path(args.output_dir).name,
-        results=results,
-        token=args.hub_token,
-        private=args.hub_private_repo,
-    )
+def _push(run: PretrainingRun) -> None:
+    """Uploads the averaged weights if there are any, the raw ones otherwise, with a filled card."""
+    from amd_hf.hub import export_repository, fill_model_card, publish_folder, read_provenance
+
+    args, output_dir = run.args, Path(run.args.output_dir)
+    folder = output_dir / EMA_FOLDER if run.ema is not None else output_dir
+    repo_id = args.hub_model_id or output_dir.resolve().name
+    model = AMDModel.from_pretrained(folder)
+    try:
+        card = fill_model_card(
+            args.model_card_template,
+            repo_id=repo_id,
+            model=model,
+            provenance=read_provenance(output_dir),
+        )
+        with tempfile.TemporaryDirectory() as parent:
+            repository = export_repository(
+                model,
+                Path(parent) / "repository",
+                image_processor=AMDImageProcessor.from_pretrained(folder),
+                card=card,
+                companions_from=output_dir,
+            )
+            commit = publish_folder(
+                repository, repo_id, private=args.hub_private_repo or None, token=args.hub_token
+            )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise RuntimeError(
+            f"The run is complete in {output_dir}, but could not be pushed to {repo_id}: {error}; "
+            "push it again with scripts/push_to_hub.py."
+        ) from error
+    logger.info("Pushed to %s (%s).", repo_id, commit.oid)

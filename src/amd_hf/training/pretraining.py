@@ -96,11 +96,12 @@ class PretrainingRun:
 
     def _prepare_model(self) -> nn.Module:
         args = self.args
-        model = convert_batch_norm(build_model(args), self.accelerator)
+        built = build_model(args)
+        self.config = built.config
+        model = convert_batch_norm(built, self.accelerator)
         if args.channels_last:
-            model = model.to(memory_format=torch.channels_last)
+            model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         model.to(self.accelerator.device)
-        self.config = model.config
         self.ema = ExponentialMovingAverage(model, args.ema_decay) if args.ema_decay else None
         optimizer = build_optimizer(args, model)
         self.schedule = build_schedule(
@@ -271,7 +272,7 @@ class PretrainingRun:
         step = self.progress.step
         advice = self.collapse.update(step, metrics)
         metrics |= {
-            "learning_rate": self.schedule.get_last_lr()[0],
+            "learning_rate": float(self.schedule.get_last_lr()[0]),
             "nonfinite_steps": float(self.progress.num_nonfinite_steps),
             **self._speed.metrics(),
         }
@@ -297,7 +298,7 @@ class PretrainingRun:
     def _validate(self) -> None:
         if self.accelerator.is_main_process and self.held_out():
             with preserved_random_state():
-                models = {"validation": self.unwrapped_model}
+                models: dict[str, Any] = {"validation": self.unwrapped_model}
                 if self.ema is not None:
                     models["validation_ema"] = self.ema.module
                 for split, model in models.items():

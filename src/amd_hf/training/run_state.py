@@ -132,10 +132,9 @@ def prepare_output_dir(args: PretrainingArguments, accelerator: Any) -> Path | N
         except (ValueError, CheckpointError) as error:
             found[1] = error
     broadcast_object_list(found)
-    checkpoint, error = found
-    if error is not None:
-        raise error
-    return checkpoint
+    if found[1] is not None:
+        raise found[1]
+    return found[0]
 
 
 def _find_checkpoint(args: PretrainingArguments) -> Path | None:

@@ -162,7 +162,8 @@ def seed_process(seed: int, rank: int) -> None:
 
 def random_state() -> dict[str, Any]:
     """The states of all random generators of this process, as plain values and tensors."""
-    name, keys, position, has_gauss, gauss = np.random.get_state()
+    numpy_state: Any = np.random.get_state(legacy=True)
+    name, keys, position, has_gauss, gauss = numpy_state
     state: dict[str, Any] = {
         "python": random.getstate(),
         "numpy": [name, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, gauss],

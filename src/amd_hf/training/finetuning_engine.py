@@ -1,0 +1,199 @@
+"""Options that every supervised or contrastive run shares, and their command-line parser."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+from amd_hf.training.arguments import (
+    CONFIG_NAMES,
+    LATEST,
+    PRECISIONS,
+    SCHEDULES,
+    _option,
+    _parse_bool,
+)
+
+Arguments = TypeVar("Arguments", bound="EngineArguments")
+
+
+@dataclass(kw_only=True)
+class EngineArguments:
+    """What the training engine reads; `PretrainingArguments` has the same names.
+
+    Raises:
+        ValueError: If a value is out of range.
+    """
+
+    output_dir: str = _option("", "folder of the weights, the step_N checkpoints and the logs")
+
+    config_name: str = _option("official", "official, small, tiny, or a folder with a config.json")
+    config_overrides: str = _option("", "changes to the configuration: name=value,name=value")
+
+    dataloader_num_workers: int = _option(2, "processes that decode, per training process")
+    weight_decay: float = _option(5e-4, "weight decay of all parameters")
+    max_grad_norm: float = _option(0.0, "clip the gradient norm at this value; 0 = never")
+    gradient_accumulation_steps: int = _option(1, "forward passes per optimizer step")
+    num_warmup_steps: int = _option(0, "steps of linear learning-rate warm-up")
+    max_train_minutes: float | None = _option(None, "stop this process after so many minutes")
+
+    seed: int = _option(42, "seed of the new weights, the order of the data and the augmentation")
+    mixed_precision: str | None = _option(None, "no, bf16 or fp16; default: accelerate's setting")
+    channels_last: bool = _option(False, "channels-last memory format (faster on GPUs)")
+    checkpointing_steps: int = _option(
+        1000, "save the full state every N steps; 0 = only at the end"
+    )
+    checkpoints_total_limit: int | None = _option(3, "keep the newest N checkpoints")
+    resume_from_checkpoint: str | None = _option(None, "`latest`, or a step_N folder")
+    restart_data_stream: bool = _option(
+        False, "on resume start a fresh order of the data (needed after a change of world size)"
+    )
+    record_samples: bool = _option(False, "write the keys of all samples to samples_rank_R.txt")
+    logging_steps: int = _option(50, "log every N steps")
+    with_tracking: bool = _option(False, "send values and pictures to the trackers")
+    report_to: str = _option("tensorboard", "trackers: tensorboard, trackio, all, ...")
+    max_nonfinite_steps: int = _option(100, "give up after so many non-finite steps in a row")
+
+    push_to_hub: bool = _option(False, "upload the result to the Hub")
+    hub_model_id: str | None = _option(None, "repository on the Hub; default: name of output_dir")
+    hub_token: str | None = _option(None, "token for the Hub; default: the stored one")
+    hub_private_repo: bool = _option(False, "create the repository as a private one")
+
+    # Read by the engine, without meaning outside of pre-training.
+    ema_decay: ClassVar[float] = 0.0
+    stop_on_collapse: ClassVar[bool] = False
+    REQUIRED: ClassVar[tuple[str, ...]] = ("output_dir",)
+    AT_LEAST_ONE: ClassVar[tuple[str, ...]] = (
+        "gradient_accumulation_steps",
+        "logging_steps",
+        "max_nonfinite_steps",
+    )
+    AT_LEAST_ZERO: ClassVar[tuple[str, ...]] = (
+        "dataloader_num_workers",
+        "weight_decay",
+        "max_grad_norm",
+        "num_warmup_steps",
+        "seed",
+        "checkpointing_steps",
+    )
+    POSITIVE: ClassVar[tuple[str, ...]] = ("max_train_minutes", "checkpoints_total_limit")
+    CHOICES: ClassVar[dict[str, tuple[str | None, ...]]] = {
+        "lr_scheduler_type": SCHEDULES,
+        "mixed_precision": (*PRECISIONS, None),
+    }
+
+    def __post_init__(self) -> None:
+        for name in self.REQUIRED:
+            if not getattr(self, name):
+                raise ValueError(f"`{name}` is required; pass --{name}.")
+        for name, allowed in self.CHOICES.items():
+            if getattr(self, name) not in allowed:
+                names = ", ".join(choice for choice in allowed if choice)
+                raise ValueError(f"`{name}` must be one of {names}, got {getattr(self, name)!r}.")
+        for least, names_of_least in ((1, self.AT_LEAST_ONE), (0, self.AT_LEAST_ZERO)):
+            for name in names_of_least:
+                value = getattr(self, name)
+                if value is not None and value < least:
+                    raise ValueError(f"`{name}` must be at least {least}, got {value}.")
+        for name in self.POSITIVE:
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise ValueError(f"`{name}` must be positive, got {value}.")
+        self._check_start()
+
+    def _check_start(self) -> None:
+        if self.config_name not in CONFIG_NAMES and not Path(self.config_name).is_dir():
+            raise ValueError(
+                f"`config_name` must be one of {', '.join(CONFIG_NAMES)} or a folder with a "
+                f"config.json, got {self.config_name!r}, which is neither."
+            )
+        if self.restart_data_stream and not self.resume_from_checkpoint:
+            raise ValueError(
+                "`restart_data_stream` needs `resume_from_checkpoint`; a fresh run has no stream "
+                "to restart."
+            )
+        resumed = self.resume_from_checkpoint
+        if resumed not in (None, LATEST) and not Path(str(resumed)).is_dir():
+            raise ValueError(
+                f"`resume_from_checkpoint` must be `latest` or an existing step_N folder, got "
+                f"{resumed!r}."
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """All options by name, without the token of the Hub."""
+        options = asdict(self)
+        options.pop("hub_token")
+        return options
+
+
+def check_schedule(args: Any) -> None:
+    """Checks the learning rates and the steps of a schedule.
+
+    Args:
+        args: Has `learning_rate`, `min_learning_rate`, `num_warmup_steps`, `max_train_steps` and
+            `lr_scheduler_type`.
+
+    Raises:
+        ValueError: If they contradict each other.
+    """
+    if args.lr_scheduler_type != "constant" and args.min_learning_rate >= args.learning_rate:
+        raise ValueError(
+            f"`min_learning_rate` must be smaller than `learning_rate`, got "
+            f"{args.min_learning_rate} and {args.learning_rate}."
+        )
+    if args.num_warmup_steps >= args.max_train_steps:
+        raise ValueError(
+            f"`num_warmup_steps` must be smaller than `max_train_steps`, got "
+            f"{args.num_warmup_steps} and {args.max_train_steps}."
+        )
+
+
+def parse_sides(name: str, text: str) -> tuple[int, int]:
+    """Height and width from `N` or `HEIGHTxWIDTH`.
+
+    Raises:
+        ValueError: If it is neither, or a side is below 32 pixels; the message names the option.
+    """
+    parts = text.lower().split("x")
+    if len(parts) <= 2 and all(part.isdigit() and int(part) >= 32 for part in parts):
+        return int(parts[0]), int(parts[-1])
+    raise ValueError(f"`{name}` must be N or HEIGHTxWIDTH of at least 32 pixels, got {text!r}.")
+
+
+def parser_for(kind: type[EngineArguments], description: str) -> argparse.ArgumentParser:
+    """A parser with one flag per field of a class of arguments."""
+    parser = argparse.ArgumentParser(description=description, allow_abbrev=False)
+    types: dict[str, Any] = {"int": int, "float": float, "str": str}
+    for item in fields(kind):
+        flag, text = f"--{item.name}", item.metadata["help"]
+        name = str(item.type).removesuffix(" | None")
+        if name == "bool":
+            parser.add_argument(
+                flag, nargs="?", const=True, default=item.default, type=_parse_bool, help=text
+            )
+        else:
+            parser.add_argument(flag, default=item.default, type=types[name], help=text)
+    return parser
+
+
+def parse_into(
+    kind: type[Arguments], description: str, argv: Sequence[str] | None = None
+) -> Arguments:
+    """Arguments of a class from the command line.
+
+    Args:
+        kind: The class of arguments.
+        description: First line of the help.
+        argv: The words of the command line; None takes those of the process.
+
+    Raises:
+        SystemExit: With status 2 and one sentence on stderr, if a flag or a value is wrong.
+    """
+    parser = parser_for(kind, description)
+    try:
+        return kind(**vars(parser.parse_args(argv)))
+    except ValueError as error:
+        parser.error(str(error))
