@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from PIL import Image
 from torch import Tensor, nn
 
@@ -27,17 +28,24 @@ Make = Callable[..., PretrainingArguments]
 
 @pytest.fixture(scope="session")
 def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Ten videos of four frames: noise with a moving bright box."""
+    """Ten videos of four frames in the YouTube-VOS layout: a smooth texture, panned by 4 pixels."""
     folder = tmp_path_factory.mktemp("clips") / "train" / "JPEGImages"
     generator = np.random.default_rng(0)
     for video in range(10):
         (folder / f"video{video}").mkdir(parents=True)
-        background = generator.integers(0, 120, (12, 14, 3), dtype=np.uint8)
+        noise = generator.integers(0, 255, (12, 20, 3), dtype=np.uint8)
+        texture = Image.fromarray(noise).resize((140, 84), Image.Resampling.BICUBIC)
         for frame in range(4):
-            picture = Image.fromarray(background).resize((84, 72))
-            picture.paste((250, 200, 40), (10 + 6 * frame, 20, 34 + 6 * frame, 50))
-            picture.save(folder / f"video{video}" / f"{frame:05d}.jpg")
+            view = texture.crop((4 * frame, 6, 4 * frame + 84, 78))
+            view.save(folder / f"video{video}" / f"{frame:05d}.jpg")
     return folder.parent.parent
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerator() -> Iterator[None]:
+    """Accelerate keeps its precision for the life of a process; each test starts anew."""
+    yield
+    AcceleratorState._reset_state(True)
 
 
 @pytest.fixture
@@ -264,7 +272,7 @@ def test_a_collapsed_run_warns_or_ends(
 
 
 def test_the_time_limit_ends_with_weights(make: Make) -> None:
-    args = make(max_train_steps=10_000, max_train_minutes=0.002, checkpointing_steps=0)
+    args = make(max_train_steps=10_000, max_train_minutes=0.01, checkpointing_steps=0)
     results = pretrain(args)
     assert results["end"] == "max_train_minutes"
     assert 0 < results["step"] < 10_000
@@ -278,20 +286,39 @@ def test_mixed_precision_channels_last_and_trackers(make: Make) -> None:
     assert list(Path(args.output_dir).rglob("events.out.tfevents.*"))
 
 
-def test_training_lowers_the_loss(make: Make) -> None:
+def test_the_motion_warmup_learns_the_motion(make: Make) -> None:
     args = make(
         config_overrides="motion_initialization=kaiming,normalize_cost_volume=true",
-        learning_rate=3e-3,
-        motion_warmup_steps=40,
-        max_train_steps=40,
+        learning_rate=1e-2,
+        lr_scheduler_type="constant",
+        motion_warmup_steps=30,
+        max_train_steps=30,
         per_device_train_batch_size=4,
         checkpointing_steps=0,
         num_object_segment_pairs=0,
         logging_steps=10,
     )
     pretrain(args)
-    losses = [line["loss"] for line in log_lines(args)]
-    assert losses[-1] < 0.9 * losses[0]
+    first, _, last = log_lines(args)
+    assert last["loss"] < 0.4 * first["loss"]
+    assert 3 < last["pixel_flow_length"] < 5  # the true one is 4
+
+
+def test_residual_blocks_and_motion_pathway_get_their_initialization(make: Make) -> None:
+    model = AMDModel(build_config(make(config_overrides="motion_initialization=kaiming")))
+    parameters = dict(model.named_parameters())
+    residual = [value for name, value in parameters.items() if "norm3.weight" in name]
+    motion = [
+        value
+        for name, value in parameters.items()
+        if name.startswith("segment_flow.") and name.endswith("bias")
+    ]
+    assert residual
+    assert motion
+    assert all(not value.any() for value in [*residual, *motion])
+    # The published code has PyTorch's own initialization here in effect.
+    published = dict(AMDModel(build_config(make())).named_parameters())
+    assert published["segment_flow.readout.hidden.bias"].all()
 
 
 @pytest.mark.parametrize(

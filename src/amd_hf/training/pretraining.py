@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+import amd_hf.training.moving_objects  # noqa: F401  (registers its objectives)
 from amd_hf.training.arguments import PretrainingArguments
 from amd_hf.training.data_stream import EndlessBatches, fixed_batches
 from amd_hf.training.ema import ExponentialMovingAverage
