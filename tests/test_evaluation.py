@@ -11,7 +11,7 @@ from amd_hf import AMDImageProcessor
 from amd_hf.data.annotations import read_reference
 from amd_hf.data.benchmarks import open_benchmark
 from amd_hf.evaluation import EvaluationSettings, bootstrap_interval, evaluate_benchmark
-from amd_hf.evaluation.contact_sheet import contact_sheet
+from amd_hf.evaluation.contact_sheet import results_sheet
 from amd_hf.evaluation.controls import center_ellipse, random_model
 from amd_hf.evaluation.predictors import ModelPredictor, Prediction
 from amd_hf.evaluation.progress import EvaluationProgress, fingerprint
@@ -345,8 +345,8 @@ class TestBadInput:
 
 
 def test_contact_sheet_needs_thumbnails():
-    with pytest.raises(ValueError, match="at least one scored row with a thumbnail"):
-        contact_sheet([{"name": "a", "J": 0.1}], {}, "J")
+    with pytest.raises(ValueError, match="at least one scored row with a picture"):
+        results_sheet([{"name": "a", "J": 0.1}], {}, "J")
 
 
 def test_class_segmentation(tmp_path, tiny_config, processor):

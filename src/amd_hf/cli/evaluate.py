@@ -13,6 +13,27 @@ PROGRAM = "amd-hf evaluate"
 EXIT_WRONG_INPUT = 2
 EXIT_INTERRUPTED = 130
 NESTED_COLUMNS = ("per_segment",)
+# Options that belong to the record of a result, with their defaults.
+RECORDED_OPTIONS: dict[str, Any] = {
+    "adapt_steps": 0,
+    "adapt_set": [],
+    "adapt_chunk": None,
+    "threshold": 0.5,
+    "object_segment": None,
+    "controls": False,
+    "baseline": [],
+    "refine": [],
+    "stretch": False,
+    "strict": False,
+    "bootstrap": 1000,
+    "seed": 0,
+    "batch_size": 1,
+    "autocast": None,
+    "short_side": None,
+    "sequences": None,
+    "limit_frames": None,
+    "stride": 1,
+}
 
 
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
@@ -161,12 +182,38 @@ def _evaluate(args: argparse.Namespace) -> dict[str, Any]:
         model_name=name,
         progress=not args.quiet,
     )
-    result["command"] = shlex.join(["amd-hf", *sys.argv[1:]])
+    result["command"] = command_line(args)
     if args.output is not None:
         write_json(args.output, result)
     if args.rows is not None:
         write_csv(args.rows, result["rows"])
     return result
+
+
+def command_line(args: argparse.Namespace) -> str:
+    """The command as others would type it: without the places of this machine.
+
+    Args:
+        args: Parsed arguments.
+
+    Returns:
+        One line: the data folder is `DIR`, an absolute model path its last part, and what only
+        says where to write or how to show progress is left out.
+    """
+    parts = ["amd-hf", "evaluate", args.benchmark, "--data", "DIR"]
+    if args.model is not None:
+        path = Path(args.model)
+        parts += ["--model", path.name if path.is_absolute() else args.model]
+    for name, default in RECORDED_OPTIONS.items():
+        value = getattr(args, name)
+        option = f"--{name.replace('_', '-')}"
+        if value is True:
+            parts.append(option)
+        elif isinstance(value, list):
+            parts += [part for entry in value for part in (option, entry)]
+        elif value != default:
+            parts += [option, str(value)]
+    return shlex.join(parts)
 
 
 def _setting(text: str) -> tuple[str, Any]:

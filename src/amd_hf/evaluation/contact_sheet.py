@@ -6,21 +6,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from amd_hf.data.annotations import read_frame
 from amd_hf.evaluation.predictors import Prediction
+from amd_hf.visualization import contact_sheet, overlay_object
 
 THUMBNAIL_HEIGHT = 144
-CAPTION_HEIGHT = 16
 REFERENCE_COLOR = (40, 200, 80)
-PREDICTION_COLOR = (230, 60, 50)
 NUM_PER_GROUP = 3
 
 
 def thumbnail(prediction: Prediction, selected: int, threshold: float) -> bytes:
-    """Frame, reference and prediction side by side.
+    """Frame, reference (green) and prediction side by side.
 
     Args:
         prediction: Soft masks and reference of one frame.
@@ -33,31 +31,24 @@ def thumbnail(prediction: Prediction, selected: int, threshold: float) -> bytes:
     height, width = prediction.reference.shape
     size = (max(1, round(width * THUMBNAIL_HEIGHT / height)), THUMBNAIL_HEIGHT)
     frame = np.asarray(read_frame(prediction.frame.image).resize(size, Image.Resampling.BILINEAR))
-    found = prediction.soft_masks[selected] > threshold
+    reference, found = (
+        np.asarray(Image.fromarray(mask).resize(size, Image.Resampling.NEAREST))
+        for mask in (prediction.reference, prediction.soft_masks[selected] > threshold)
+    )
     panels = [
         frame,
-        _overlay(frame, prediction.reference, REFERENCE_COLOR),
-        _overlay(frame, found, PREDICTION_COLOR),
+        overlay_object(frame, reference, color=REFERENCE_COLOR),
+        overlay_object(frame, found),
     ]
     buffer = io.BytesIO()
     Image.fromarray(np.concatenate(panels, axis=1)).save(buffer, "JPEG", quality=85)
     return buffer.getvalue()
 
 
-def _overlay(
-    frame: NDArray[np.uint8], mask: NDArray[np.bool_], color: tuple[int, int, int]
-) -> NDArray[np.uint8]:
-    """The frame with the mask tinted; the mask is brought to its size."""
-    small = Image.fromarray(mask).resize((frame.shape[1], frame.shape[0]), Image.Resampling.NEAREST)
-    inside = np.asarray(small)[..., None]
-    tinted = 0.45 * frame + 0.55 * np.array(color)
-    return np.where(inside, tinted, frame).astype(np.uint8)
-
-
-def contact_sheet(
+def results_sheet(
     rows: Sequence[dict[str, Any]], thumbnails: dict[str, bytes], measure: str
 ) -> Image.Image:
-    """Best, median and worst rows with their scores, one column per group.
+    """Best, median and worst rows with their scores, one line of pictures per group.
 
     Args:
         rows: Rows of an evaluation.
@@ -76,41 +67,24 @@ def contact_sheet(
         reverse=True,
     )
     if not ranked:
-        raise ValueError(
-            "A contact sheet needs at least one scored row with a thumbnail, got none."
-        )
+        raise ValueError("A contact sheet needs at least one scored row with a picture, got none.")
     count = min(NUM_PER_GROUP, len(ranked))
-    middle = max(0, (len(ranked) - count) // 2)
+    middle = (len(ranked) - count) // 2
     groups = {
         "best": ranked[:count],
         "median": ranked[middle : middle + count],
         "worst": ranked[-count:],
     }
-    columns = [
-        [
-            _captioned(
-                thumbnails[row["name"]], f"{group}: {row['name']}  {measure} {row[measure]:.3f}"
-            )
-            for row in members
-        ]
+    captions = [
+        f"{group} by {measure}:  "
+        + ",  ".join(f"{row['name']} {row[measure]:.3f}" for row in members)
         for group, members in groups.items()
     ]
-    width = max(tile.width for column in columns for tile in column)
-    height = THUMBNAIL_HEIGHT + CAPTION_HEIGHT
-    sheet = Image.new("RGB", (width * len(columns), height * count), "white")
-    for x, column in enumerate(columns):
-        for y, tile in enumerate(column):
-            sheet.paste(tile, (x * width, y * height))
-    return sheet
-
-
-def _captioned(jpeg: bytes, caption: str) -> Image.Image:
-    """One thumbnail with a line of text above it."""
-    with Image.open(io.BytesIO(jpeg)) as picture:
-        tile = Image.new("RGB", (picture.width, picture.height + CAPTION_HEIGHT), "white")
-        tile.paste(picture, (0, CAPTION_HEIGHT))
-    ImageDraw.Draw(tile).text((3, 2), caption, fill="black")
-    return tile
+    pictures = [
+        [Image.open(io.BytesIO(thumbnails[row["name"]])) for row in members]
+        for members in groups.values()
+    ]
+    return contact_sheet(pictures, row_captions=captions, tile_height=THUMBNAIL_HEIGHT)
 
 
 def save_contact_sheet(
@@ -122,4 +96,4 @@ def save_contact_sheet(
         ValueError: If no row has a thumbnail.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    contact_sheet(rows, thumbnails, measure).save(path)
+    results_sheet(rows, thumbnails, measure).save(path)
