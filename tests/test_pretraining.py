@@ -23,6 +23,8 @@ from amd_hf.training.objectives import OBJECTIVES, Stage, parse_stages, register
 from amd_hf.training.pretraining import PretrainingRun, pretrain
 from amd_hf.training.setup import build_config, build_optimizer, parse_overrides
 
+from .loopback_hub import LoopbackHub, connect
+
 Make = Callable[..., PretrainingArguments]
 
 
@@ -439,6 +441,49 @@ def test_flags_and_recipes(capsys: pytest.CaptureFixture[str]) -> None:
         with pytest.raises(SystemExit, match="2"):
             parse_arguments([*needed, *wrong])
     assert "`recipe` must be one of" in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("ignore:Use 'content=<...>' to upload raw bytes")
+def test_the_result_is_pushed_with_a_filled_card(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, repository: Path
+) -> None:
+    with LoopbackHub() as hub:
+        connect(hub, monkeypatch, tmp_path / "cache")
+        args = make(
+            max_train_steps=1,
+            ema_decay=0.5,
+            push_to_hub=True,
+            hub_model_id="org/pushed",
+            model_card_template=str(repository / "model_card.md"),
+            dataset_terms="made for a test",
+        )
+        pretrain(args)
+        published = hub.repository("models", "org/pushed").files()
+    assert {"README.md", "model.safetensors", "config.json", "modeling_amd.py"} <= set(published)
+    provenance = json.loads((Path(args.output_dir) / "provenance.json").read_text())
+    assert provenance["ground_truth"] == "none"
+    assert provenance["sources"][0] == {
+        "name": Path(args.dataset).name,
+        "videos": 10,
+        "clips": 10,
+        "terms": "made for a test",
+    }
+    assert "--crop_size 64" in provenance["reproduce"]
+    assert args.output_dir not in json.dumps(provenance["training"])
+
+
+def test_a_failed_push_loses_nothing(make: Make, repository: Path) -> None:
+    args = make(
+        max_train_steps=1,
+        push_to_hub=True,
+        hub_model_id="not an id",
+        model_card_template=str(repository / "model_card.md"),
+    )
+    with pytest.raises(RuntimeError, match=r"The run is complete in .* but could not be pushed"):
+        pretrain(args)
+    assert_same_weights(args.output_dir, Path(args.output_dir) / "step_1")
+    with pytest.raises(ValueError, match="`push_to_hub` needs `model_card_template`"):
+        make(push_to_hub=True, model_card_template="absent.md")
 
 
 def test_the_token_is_not_recorded(make: Make) -> None:

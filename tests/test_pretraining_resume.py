@@ -1,4 +1,4 @@
-"""Whole runs of `scripts/pretrain.py` in processes of their own: SIGKILL, two processes, exit codes."""
+"""Whole runs of `scripts/pretrain.py` in their own processes: SIGKILL, two ranks, exit codes."""
 
 from __future__ import annotations
 

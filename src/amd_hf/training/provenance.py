@@ -65,11 +65,22 @@ def build_provenance(run: PretrainingRun, results: dict[str, Any]) -> dict[str, 
 
 def reproduce_command(args: PretrainingArguments) -> str:
     """The command of a run: its recipe and all options that differ from it, without secrets."""
-    places = {"output_dir", "recipe", "resume_from_checkpoint", "hub_token", "model_card_template"}
+    places = {
+        "output_dir",
+        "recipe",
+        "resume_from_checkpoint",
+        "validation_dataset",
+        "model_card_template",
+        "push_to_hub",
+        "hub_model_id",
+        "hub_private_repo",
+    }
     defaults = {item.name: item.default for item in fields(args)} | recipe_options(args.recipe)
+    # A path of this machine is nobody's business.
+    names = ",".join(source["name"] for source in describe_sources(args.dataset, ""))
     flags = [
         f"--{name} {shlex.quote(str(value))}"
-        for name, value in args.to_dict().items()
+        for name, value in (args.to_dict() | {"dataset": names}).items()
         if name not in places and value is not None and value != defaults[name]
     ]
     start = f"accelerate launch scripts/pretrain.py --recipe {args.recipe} --output_dir runs/new"
