@@ -17,7 +17,7 @@ from amd_hf.metrics import (
     TemporalStability,
     adaptive_e_measure,
     adaptive_f_beta,
-    boundary_accuracy,
+    boundary_accuracies,
     e_measure_curve,
     f_beta_curve,
     mean_absolute_error,
@@ -84,7 +84,7 @@ def score_video(
         if not stability:
             stability = [TemporalStability() for _ in masks]
         regions.append([region_similarity(mask, reference) for mask in masks])
-        boundaries.append([boundary_accuracy(mask, reference) for mask in masks])
+        boundaries.append(boundary_accuracies(masks, reference))
         intersection = intersection + (masks & reference).sum(axis=(1, 2))
         union = union + (masks | reference).sum(axis=(1, 2))
         for score, mask in zip(stability, masks, strict=True):

@@ -5,7 +5,7 @@ Each metric also has a thin `evaluate.Metric` skin in the folder of its name, fo
 """
 
 from amd_hf.metrics.alignment import adaptive_e_measure, e_measure_curve
-from amd_hf.metrics.boundary import boundary_accuracy, mask_boundary
+from amd_hf.metrics.boundary import boundary_accuracies, boundary_accuracy, mask_boundary
 from amd_hf.metrics.region import (
     PooledIoU,
     SequenceStatistics,
@@ -31,6 +31,7 @@ __all__ = [
     "TemporalStability",
     "adaptive_e_measure",
     "adaptive_f_beta",
+    "boundary_accuracies",
     "boundary_accuracy",
     "e_measure_curve",
     "f_beta_curve",

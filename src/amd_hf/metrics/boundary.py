@@ -1,6 +1,7 @@
 """Boundary accuracy F of binary masks (DAVIS protocol)."""
 
 import math
+from collections.abc import Iterable
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -48,17 +49,16 @@ def dilate_with_disk(points: BoolArray, radius: int) -> BoolArray:
     Returns:
         Boolean array of shape (H, W).
     """
-    height, width = points.shape
-    padded_width = width + 2 * radius
-    padded = np.zeros((height + 2 * radius) * padded_width, dtype=bool)
-    rows, columns = np.nonzero(points)
-    flat = (rows + radius) * padded_width + columns + radius
+    padded = np.pad(points, radius)
+    flat = np.flatnonzero(padded)
+    row_length = padded.shape[1]
+    grown = padded.ravel().copy()
     for dy in range(-radius, radius + 1):
         reach = math.isqrt(radius * radius - dy * dy)
         for dx in range(-reach, reach + 1):
-            padded[flat + dy * padded_width + dx] = True
-    grid = padded.reshape(height + 2 * radius, padded_width)
-    return grid[radius : radius + height, radius : radius + width]
+            grown[flat + (dy * row_length + dx)] = True
+    height, width = points.shape
+    return grown.reshape(padded.shape)[radius : radius + height, radius : radius + width]
 
 
 def boundary_accuracy(
@@ -80,19 +80,49 @@ def boundary_accuracy(
 
     Source: DAVIS benchmark (Perazzi et al., CVPR 2016), Sec. 4; matching by dilation with a disk.
     """
-    predicted, expected = as_mask(prediction, "prediction"), as_mask(reference, "reference")
-    check_same_shape(predicted, expected)
+    return boundary_accuracies([prediction], reference, tolerance)[0]
+
+
+def boundary_accuracies(
+    predictions: Iterable[ArrayLike], reference: ArrayLike, tolerance: float = BOUNDARY_TOLERANCE
+) -> list[float]:
+    """Boundary accuracy of several masks against one reference, whose part is done once.
+
+    Args:
+        predictions: Masks of shape (H, W).
+        reference: Mask of the same shape.
+        tolerance: As for `boundary_accuracy`.
+
+    Returns:
+        One F in [0, 1] per prediction.
+
+    Raises:
+        ValueError: If a mask is malformed, the shapes differ or `tolerance` is not positive.
+    """
+    expected = as_mask(reference, "reference")
     if tolerance <= 0:
         raise ValueError(f"`tolerance` must be positive, got {tolerance}; the default is 0.008.")
-    radius = math.ceil(tolerance if tolerance >= 1 else tolerance * math.hypot(*predicted.shape))
-    predicted_boundary, expected_boundary = mask_boundary(predicted), mask_boundary(expected)
-    num_predicted = int(np.count_nonzero(predicted_boundary))
-    num_expected = int(np.count_nonzero(expected_boundary))
+    radius = math.ceil(tolerance if tolerance >= 1 else tolerance * math.hypot(*expected.shape))
+    boundary = mask_boundary(expected)
+    near_boundary = dilate_with_disk(boundary, radius)
+    scores = []
+    for prediction in predictions:
+        predicted = as_mask(prediction, "prediction")
+        check_same_shape(predicted, expected)
+        scores.append(_boundary_f(mask_boundary(predicted), boundary, near_boundary, radius))
+    return scores
+
+
+def _boundary_f(
+    predicted: BoolArray, expected: BoolArray, near_expected: BoolArray, radius: int
+) -> float:
+    """F of two boundaries; `near_expected` is the second one dilated."""
+    num_predicted = int(np.count_nonzero(predicted))
+    num_expected = int(np.count_nonzero(expected))
     if num_predicted == 0 or num_expected == 0:
         return 1.0 if num_predicted == num_expected else 0.0
-    matched = predicted_boundary & dilate_with_disk(expected_boundary, radius)
-    recalled = expected_boundary & dilate_with_disk(predicted_boundary, radius)
-    precision = int(np.count_nonzero(matched)) / num_predicted
-    recall = int(np.count_nonzero(recalled)) / num_expected
+    precision = int(np.count_nonzero(predicted & near_expected)) / num_predicted
+    near_predicted = dilate_with_disk(predicted, radius)
+    recall = int(np.count_nonzero(expected & near_predicted)) / num_expected
     total = precision + recall
     return 2 * precision * recall / total if total else 0.0
