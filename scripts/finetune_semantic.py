@@ -1,0 +1,51 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["amd-hf[train]"]
+# ///
+"""Fine-tune the appearance pathway for semantic segmentation on Accelerate.
+
+    accelerate launch scripts/finetune_semantic.py --dataset_name VOC2012 --output_dir DIR \
+        --model_name_or_path org/amd-ytvos
+    python scripts/finetune_semantic.py --dataset_name FOLDER --output_dir DIR   # images/, masks/
+
+The defaults are the published schedule; `--help` lists all options. Exit code 0: done; 2: the
+options or the data cannot be used; 143 or 130: stopped by SIGTERM or Ctrl-C after writing a
+checkpoint (go on with --resume_from_checkpoint latest).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+
+from amd_hf.training.finetuning_arguments import parse_finetuning_arguments
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs fine-tuning with the options of the command line; returns the exit code."""
+    args = parse_finetuning_arguments(argv)
+    is_main = os.environ.get("RANK", "0") == "0"
+    logging.basicConfig(
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        level=logging.INFO if is_main else logging.WARNING,
+        stream=sys.stderr,
+    )
+    for name in ("httpx", "datasets", "accelerate"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    from amd_hf.training.checkpointing import CheckpointError
+
+    try:
+        from amd_hf.training.finetuning import finetune
+
+        results = finetune(args)
+    except (ValueError, ImportError, CheckpointError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    stopped_by = {signal.SIGTERM.name: 143, signal.SIGINT.name: 130}
+    return stopped_by.get(results["end"], 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
