@@ -60,7 +60,7 @@ def _image_tab(model_name: gr.Dropdown, examples: Sequence[Path]) -> None:
             shown = gr.Column(visible=bool(examples))
         with gr.Column(scale=3):
             pair = gr.ImageSlider(label="Image | object", interactive=False, elem_id="pair")
-            note = gr.Markdown(elem_classes="note")
+            note = gr.Markdown(elem_id="image-note", elem_classes="note")
             segments = gr.AnnotatedImage(label="All segments", color_map=COLORS, elem_id="segments")
             mask = gr.DownloadButton("Download the mask (PNG)", size="sm")
     inputs, outputs = [image, threshold, model_name], [pair, segments, note, mask]
@@ -91,7 +91,7 @@ def _video_tab(model_name: gr.Dropdown, examples: Sequence[Path]) -> None:
             shown = gr.Column(visible=bool(examples))
         with gr.Column(scale=3):
             objects = gr.Video(label="Video | object", autoplay=True, loop=True, elem_id="objects")
-            note = gr.Markdown(elem_classes="note")
+            note = gr.Markdown(elem_id="video-note", elem_classes="note")
             flow = gr.Video(label="Segments | segment flow", autoplay=True, loop=True)
             masks = gr.DownloadButton("Download the masks (ZIP of PNGs)", size="sm")
     inputs, outputs = [video, steps, threshold, model_name], [objects, flow, masks, note]
