@@ -83,15 +83,39 @@ AUGMENTATION_PRESETS: dict[str, AugmentationPreset] = {
 
 @dataclass(frozen=True)
 class Geometry:
-    """The region of a frame that becomes the crop.
+    """How a frame becomes a crop: a region of it is resized, and a window of that is kept.
 
     Attributes:
-        box: Left, top, right and bottom in pixels of the frame; fractions are allowed.
-        is_flipped: Whether the crop is mirrored left to right.
+        region: Top, left, bottom and right of the region in pixels of the frame.
+        size: Height and width to which the region is resized.
+        offset: Top and left of the window in the resized region.
+        is_flipped: Whether the window is mirrored left to right.
     """
 
-    box: tuple[float, float, float, float]
+    region: tuple[int, int, int, int]
+    size: tuple[int, int]
+    offset: tuple[int, int]
     is_flipped: bool
+
+    @property
+    def scale(self) -> float:
+        """Pixels of the resized region per pixel of the frame, the larger of both directions."""
+        top, left, bottom, right = self.region
+        return max(self.size[0] / (bottom - top), self.size[1] / (right - left))
+
+    def rescaled(self, old: tuple[int, int], new: tuple[int, int]) -> Geometry:
+        """Returns the same crop of a frame of size `old` (H, W) that was decoded at size `new`.
+
+        The region is rounded to whole pixels of the smaller frame, alike for both frames.
+        """
+        if old == new:
+            return self
+        y, x = new[0] / old[0], new[1] / old[1]
+        top = min(round(self.region[0] * y), new[0] - 1)
+        left = min(round(self.region[1] * x), new[1] - 1)
+        bottom = max(round(self.region[2] * y), top + 1)
+        right = max(round(self.region[3] * x), left + 1)
+        return replace(self, region=(top, left, min(bottom, new[0]), min(right, new[1])))
 
 
 class PairAugmentation:
@@ -143,28 +167,33 @@ class PairAugmentation:
         """Returns the crop for frames of this size; a pure function of its arguments."""
         generator = np.random.default_rng([seed, 0])
         if self.preset.area is not None:
-            box = self._resized_crop(height, width, generator)
+            region = self._resized_crop(height, width, generator)
+            size, offset = self.crop_size, (0, 0)
         else:
-            box = self._scaled_crop(height, width, generator)
-        return Geometry(box, bool(generator.random() < self.preset.flip))
+            region = (0, 0, height, width)
+            size, offset = self._scaled_crop(height, width, generator)
+        return Geometry(region, size, offset, bool(generator.random() < self.preset.flip))
 
     def apply_geometry(self, frames: Tensor, geometry: Geometry) -> Tensor:
-        """Cuts and resizes frames of shape (..., 3, H, W) to (..., 3, h, w), on their device.
-
-        The box is rounded to whole pixels, so the scale may differ by less than one pixel from that
-        of `PairTransform`, which decodes straight into the crop. The data type is kept.
-        """
-        left, top, right, bottom = (round(value) for value in geometry.box)
-        region = frames[..., top : max(bottom, top + 1), left : max(right, left + 1)]
+        """Cuts frames of shape (..., 3, H, W) to (..., 3, h, w), on their device, in their type."""
+        top, left, bottom, right = geometry.region
+        region = frames[..., top:bottom, left:right]
         flat = region.reshape(-1, *region.shape[-3:])
+        # Bytes are resized as bytes on the CPU, several times faster than as float32.
+        is_fast = flat.dtype == torch.uint8 and flat.device.type == "cpu"
         resized = F.interpolate(
-            flat.float(), size=self.crop_size, mode="bilinear", antialias=self.preset.antialias
+            flat if is_fast else flat.float(),
+            size=geometry.size,
+            mode="bilinear",
+            antialias=self.preset.antialias,
         )
+        y, x = geometry.offset
+        crop = resized[..., y : y + self.crop_size[0], x : x + self.crop_size[1]]
         if geometry.is_flipped:
-            resized = resized.flip(-1)
-        if not frames.is_floating_point():
-            resized = resized.round().clamp(0, 255)
-        return resized.to(frames.dtype).reshape(*frames.shape[:-2], *self.crop_size)
+            crop = crop.flip(-1)
+        if not frames.is_floating_point() and not is_fast:
+            crop = crop.round().clamp(0, 255)
+        return crop.to(frames.dtype).reshape(*frames.shape[:-2], *self.crop_size)
 
     def finish(self, frames: Tensor, seeds: Tensor | Sequence[int]) -> Tensor:
         """Changes colors where the preset says so and normalizes.
@@ -184,13 +213,14 @@ class PairAugmentation:
             raise ValueError(
                 f"`seeds` must hold one seed per pair ({frames.shape[0]}), got {len(values)}."
             )
-        pixels = frames.float()
+        # A copy in any case, so that the caller's batch stays and the steps below work in place.
+        pixels = frames.to(torch.float32, copy=True)
         if self.preset.jitter_probability > 0.0 or self.preset.gray_probability > 0.0:
-            changes = [self._draw_colors(int(seed)) for seed in values]
-            pixels = change_colors(pixels, torch.tensor(changes, dtype=torch.float32))
+            changes = torch.tensor([self._draw_colors(int(seed)) for seed in values])
+            pixels = change_colors(pixels, changes)
         mean = pixels.new_tensor(self.image_mean).view(3, 1, 1)
         std = pixels.new_tensor(self.image_std).view(3, 1, 1)
-        return (pixels - mean) / std
+        return pixels.sub_(mean).div_(std)
 
     def __call__(self, frames: Tensor, seed: int) -> Tensor:
         """Returns normalized crops (2, 3, h, w) of a pair of frames (2, 3, H, W) in 0..255."""
@@ -199,8 +229,8 @@ class PairAugmentation:
 
     def _scaled_crop(
         self, height: int, width: int, generator: np.random.Generator
-    ) -> tuple[float, float, float, float]:
-        """Returns the box that equals resizing the frame and then cutting whole pixels."""
+    ) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Returns the size to which the frame is resized, and where the crop lies in it."""
         crop_height, crop_width = self.crop_size
         base = min(self.crop_size) * self.preset.short_side
         short = int(base * generator.uniform(*self.preset.short_side_jitter) + 1e-6)
@@ -212,27 +242,27 @@ class PairAugmentation:
             left = int(generator.integers(0, new_width - crop_width + 1))
         else:
             top, left = (new_height - crop_height) // 2, (new_width - crop_width) // 2
-        x, y = width / new_width, height / new_height
-        return (left * x, top * y, (left + crop_width) * x, (top + crop_height) * y)
+        return (new_height, new_width), (top, left)
 
     def _resized_crop(
         self, height: int, width: int, generator: np.random.Generator
-    ) -> tuple[float, float, float, float]:
-        """Returns a box of random area and ratio; the largest centered one where none fits."""
+    ) -> tuple[int, int, int, int]:
+        """Returns a region of random area and ratio; the largest centered one where none fits."""
         assert self.preset.area is not None
         aspect = self.crop_size[1] / self.crop_size[0]
         low, high = (math.log(value) for value in self.preset.ratio)
         for _ in range(RESIZED_CROP_TRIES):
             area = height * width * generator.uniform(*self.preset.area)
             ratio = math.exp(generator.uniform(low, high)) * aspect
-            box_width, box_height = math.sqrt(area * ratio), math.sqrt(area / ratio)
-            if box_width <= width and box_height <= height:
-                left = generator.uniform(0.0, width - box_width)
-                top = generator.uniform(0.0, height - box_height)
-                return (left, top, left + box_width, top + box_height)
-        box_width, box_height = min(width, height * aspect), min(height, width / aspect)
-        left, top = (width - box_width) / 2.0, (height - box_height) / 2.0
-        return (left, top, left + box_width, top + box_height)
+            rows, columns = round(math.sqrt(area / ratio)), round(math.sqrt(area * ratio))
+            if 0 < rows <= height and 0 < columns <= width:
+                top = int(generator.integers(0, height - rows + 1))
+                left = int(generator.integers(0, width - columns + 1))
+                return top, left, top + rows, left + columns
+        rows = max(min(height, round(width / aspect)), 1)
+        columns = max(min(width, round(height * aspect)), 1)
+        top, left = (height - rows) // 2, (width - columns) // 2
+        return top, left, top + rows, left + columns
 
     def _draw_colors(self, seed: int) -> list[float]:
         """Returns factors of brightness, contrast and saturation, hue turn and gray share."""
@@ -253,8 +283,10 @@ class PairAugmentation:
 def change_colors(frames: Tensor, changes: Tensor) -> Tensor:
     """Returns frames with changed brightness, contrast, saturation, hue and gray share.
 
-    Both frames of a pair pass through one and the same function of color: contrast pulls towards
-    the mean luma of the pair, not of each frame. The hue turns in the YIQ plane, which keeps luma.
+    The changes follow each other in this order and make one affine map of color per pair, so both
+    frames pass through the same function: contrast pulls towards the mean luma of the pair, not of
+    each frame. The hue turns in the YIQ plane, which keeps luma. Values are clamped once, at the
+    end.
 
     Args:
         frames: Pairs of shape (B, 2, 3, H, W) in 0..255, floating point.
@@ -265,28 +297,29 @@ def change_colors(frames: Tensor, changes: Tensor) -> Tensor:
     Returns:
         Pairs of the same shape, clamped to 0..255.
     """
-    columns = changes.to(frames).view(-1, 5, 1, 1, 1, 1).unbind(dim=1)
-    brightness, contrast, saturation, turn, gray = columns
-    pixels = (frames * brightness).clamp(0.0, 255.0)
-    mean = _luma(pixels).mean(dim=(1, 2, 3, 4), keepdim=True)
-    pixels = (mean + contrast * (pixels - mean)).clamp(0.0, 255.0)
-    luma = _luma(pixels)
-    pixels = (luma + saturation * (pixels - luma)).clamp(0.0, 255.0)
-    pixels = _turn_hue(pixels, 2.0 * math.pi * turn.reshape(-1)).clamp(0.0, 255.0)
-    return pixels + gray * (_luma(pixels) - pixels)
+    B, T, C, H, W = frames.shape
+    brightness, contrast, saturation, turn, gray = changes.to(frames).view(-1, 5, 1, 1).unbind(1)
+    luma = frames.new_tensor([LUMA, LUMA, LUMA])  # (3, 3): every channel becomes the luma
+    identity = torch.eye(3).to(frames)
+    mean = frames.mean(dim=(1, 3, 4)) @ luma[0]  # (B,)
+    matrix = _blend(gray, luma, identity) @ _hue_turns(2.0 * math.pi * turn.reshape(-1))
+    matrix = matrix @ _blend(1.0 - saturation, luma, identity) * contrast * brightness
+    # Gray stays gray under hue, saturation and gray share, so the offset of contrast is kept.
+    offset = (1.0 - contrast) * brightness * mean.view(-1, 1, 1)  # (B, 1, 1)
+    pixels = frames.reshape(B, T, C, H * W)
+    changed = torch.matmul(matrix.unsqueeze(1), pixels).add_(offset.unsqueeze(1))
+    return changed.clamp_(0.0, 255.0).view(B, T, C, H, W)
 
 
-def _luma(frames: Tensor) -> Tensor:
-    """Returns luma of shape (B, 2, 1, H, W)."""
-    weights = frames.new_tensor(LUMA).view(3, 1, 1)
-    return (frames * weights).sum(dim=2, keepdim=True)
+def _blend(share: Tensor, first: Tensor, second: Tensor) -> Tensor:
+    """Returns `share` (B, 1, 1) of the first matrix and the rest of the second, (B, 3, 3)."""
+    return share * first + (1.0 - share) * second
 
 
-def _turn_hue(frames: Tensor, angle: Tensor) -> Tensor:
-    """Turns chroma by `angle` (B,) in radians around the gray axis; luma stays."""
-    to_yiq = frames.new_tensor([list(LUMA), [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
+def _hue_turns(angle: Tensor) -> Tensor:
+    """Returns matrices (B, 3, 3) that turn chroma by `angle` (B,) in radians; luma stays."""
+    to_yiq = angle.new_tensor([list(LUMA), [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
     cos, sin = torch.cos(angle), torch.sin(angle)
     zero, one = torch.zeros_like(cos), torch.ones_like(cos)
     turn = torch.stack([one, zero, zero, zero, cos, -sin, zero, sin, cos], dim=1).view(-1, 3, 3)
-    matrix = torch.linalg.inv(to_yiq) @ turn @ to_yiq  # (B, 3, 3)
-    return torch.einsum("bij,btjhw->btihw", matrix, frames)
+    return torch.linalg.inv(to_yiq) @ turn @ to_yiq

@@ -97,41 +97,35 @@ class PairTransform:
         if (width, height) != other:
             raise SkippedPairError("sizes_differ", f"{width}x{height} and {other[0]}x{other[1]}")
         geometry = self.augmentation.draw_geometry(height, width, seed)
-        decoded = [self._decode(image, geometry) for image in images]
+        decoded = [self._decode(image, geometry.scale) for image in images]
         if min_difference > 0.0 or reject_shot_cuts:
             screen_pair(*decoded, min_difference=min_difference, reject_shot_cuts=reject_shot_cuts)
-        return torch.stack([self._crop(image, (width, height), geometry) for image in decoded])
+        first_size, second_size = ((image.height, image.width) for image in decoded)
+        if first_size != second_size:
+            # One frame could be decoded at a smaller scale than the other (JPEG beside PNG).
+            decoded[1] = decoded[1].resize(decoded[0].size, Image.Resampling.BILINEAR)
+        local = geometry.rescaled((height, width), first_size)
+        return torch.cat([self._crop(image, local) for image in decoded])
 
     def finish(self, frames: Tensor, seeds: Tensor | Sequence[int]) -> Tensor:
         """Returns `PairAugmentation.finish`: color changes and normalization of a batch."""
         return self.augmentation.finish(frames, seeds)
 
-    def _decode(self, image: Image.Image, geometry: Geometry) -> Image.Image:
-        """Returns the frame in RGB, decoded no larger than the crop needs."""
-        left, top, right, bottom = geometry.box
-        scale = max(self.crop_size[0] / (bottom - top), self.crop_size[1] / (right - left))
+    def _decode(self, image: Image.Image, scale: float) -> Image.Image:
+        """Returns the frame in RGB, decoded no larger than the scale needs."""
         if scale < 1.0:
             width, height = image.size
             image.draft("RGB", (math.ceil(width * scale), math.ceil(height * scale)))
         try:
-            return image.convert("RGB")
+            image.load()
+            return image if image.mode == "RGB" else image.convert("RGB")
         except DECODE_ERRORS as error:
             raise SkippedPairError("unreadable", str(error)) from error
 
-    def _crop(self, image: Image.Image, size: tuple[int, int], geometry: Geometry) -> Tensor:
-        """Returns uint8 (3, h, w): the box, given in pixels of `size`, of the decoded frame."""
-        x, y = image.width / size[0], image.height / size[1]
-        left, top, right, bottom = geometry.box
-        box = (left * x, top * y, min(right * x, image.width), min(bottom * y, image.height))
-        target = (self.crop_size[1], self.crop_size[0])
-        if self.augmentation.preset.antialias:
-            crop = image.resize(target, Image.Resampling.BILINEAR, box=box)
-        else:
-            crop = image.transform(
-                target, Image.Transform.EXTENT, data=box, resample=Image.Resampling.BILINEAR
-            )
-        pixels = torch.from_numpy(np.array(crop)).permute(2, 0, 1)  # (3, h, w)
-        return (pixels.flip(-1) if geometry.is_flipped else pixels).contiguous()
+    def _crop(self, image: Image.Image, geometry: Geometry) -> Tensor:
+        """Returns the crop of a decoded frame, uint8 of shape (1, 3, h, w)."""
+        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)  # (3, H, W)
+        return self.augmentation.apply_geometry(pixels.unsqueeze(0), geometry)
 
 
 def screen_pair(
