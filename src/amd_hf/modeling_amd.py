@@ -323,6 +323,7 @@ class AMDModel(AMDPreTrainedModel):
                     self.config.l1_weight,
                     self.config.ssim_weight,
                 )
+                # Both directions, averaged, as in the published code; the paper writes one.
                 terms.append(0.5 * weight * photometric)
         return torch.stack(terms).sum()
 
