@@ -246,7 +246,10 @@ def _train(
     torch.manual_seed(arguments.seed)
     generator = torch.Generator().manual_seed(arguments.seed)
     optimizer = torch.optim.Adam(
-        weights or [torch.zeros(1)], arguments.learning_rate, weight_decay=arguments.weight_decay
+        weights or [torch.zeros(1)],
+        arguments.learning_rate,
+        weight_decay=arguments.weight_decay,
+        fused=device.type in ("cpu", "cuda"),  # one pass over the weights in place of ten
     )
     scaler = torch.amp.GradScaler(
         device.type, enabled=arguments.autocast_dtype is torch.float16 and device.type != "cpu"

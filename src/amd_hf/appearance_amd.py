@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .configuration_amd import AMDConfig
+from .warping_amd import channels_last
 
 
 @contextmanager
@@ -153,7 +154,7 @@ class AMDAppearancePathway(nn.Module):
 
         Source: AMD paper, Sec. 3 ("segmentation network"); released code: no difference.
         """
-        features = self.backbone(images)[-1]
+        features = self.backbone(channels_last(images))[-1]
         return self.dropout(self.head(features))
 
 

@@ -3,6 +3,8 @@
 Tensors in, scalar out; nothing here knows about segments or motion.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -10,6 +12,32 @@ from torch import Tensor
 # Stabilisers of SSIM (Wang et al. 2004) for a dynamic range of 1: (0.01)^2 and (0.03)^2.
 SSIM_C1 = 1e-4
 SSIM_C2 = 9e-4
+
+
+class _WindowSum(torch.autograd.Function):
+    """Sum over every 3x3 window, (B, C, H, W) -> (B, C, H - 2, W - 2).
+
+    Rows, then columns, as additions of whole maps: many times faster than average pooling on a CPU.
+    The backward pass is the same sum over the padded gradient.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, maps: Tensor) -> Tensor:
+        rows = maps[:, :, :-2] + maps[:, :, 1:-1]
+        rows += maps[:, :, 2:]
+        sums = rows[..., :-2] + rows[..., 1:-1]
+        sums += rows[..., 2:]
+        return sums
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        return _WindowSum.apply(F.pad(gradient, (2, 2, 2, 2)))
+
+
+def _window_means(maps: list[Tensor]) -> tuple[Tensor, ...]:
+    """Returns the 3x3 means of some maps (B, C, H, W), each of shape (B, C, H - 2, W - 2)."""
+    means = _WindowSum.apply(torch.cat(maps, dim=1)) / 9.0
+    return means.split(maps[0].shape[1], dim=1)
 
 
 def ssim_distance(first: Tensor, second: Tensor) -> Tensor:
@@ -33,10 +61,9 @@ def ssim_distance(first: Tensor, second: Tensor) -> Tensor:
             "`first` and `second` must have one shape (B, C, H, W) of at least 3x3 pixels, "
             f"got {tuple(first.shape)} and {tuple(second.shape)}."
         )
-    C = first.shape[1]
-    # One pooling pass over the five moments.
-    moments = torch.cat([first, second, first * first, second * second, first * second], dim=1)
-    mean_1, mean_2, square_1, square_2, product = F.avg_pool2d(moments, 3, stride=1).split(C, dim=1)
+    # Apart, since only one of the images has a gradient in training.
+    mean_1, square_1, product = _window_means([first, first * first, first * second])
+    mean_2, square_2 = _window_means([second, second * second])
     variance_1 = square_1 - mean_1 * mean_1
     variance_2 = square_2 - mean_2 * mean_2
     covariance = product - mean_1 * mean_2

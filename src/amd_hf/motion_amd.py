@@ -10,10 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .configuration_amd import AMDConfig
-from .warping_amd import backward_warp, full_precision
-
-# Side of the square blocks of reference pixels whose correlations are one matrix product.
-_BLOCK = 8
+from .warping_amd import backward_warp, channels_last, full_precision
 
 
 def normalize_features(features: Tensor) -> Tensor:
@@ -31,11 +28,19 @@ def normalize_features(features: Tensor) -> Tensor:
     return (centered * torch.rsqrt(variance.clamp(min=1e-12))).to(features.dtype)
 
 
-def _reference_blocks(features: Tensor) -> Tensor:
-    """Splits (B, C, h*8, w*8) into (B*h*w, 64, C): the pixels of every 8x8 block."""
+def _blocks(features: Tensor, block: int) -> Tensor:
+    """Splits (B, C, h*b, w*b) into blocks with their channels last, (B, h, b, w, b, C)."""
     B, C, H, W = features.shape
-    blocks = features.view(B, C, H // _BLOCK, _BLOCK, W // _BLOCK, _BLOCK)
-    return blocks.permute(0, 2, 4, 3, 5, 1).reshape(-1, _BLOCK * _BLOCK, C)
+    parts = features.reshape(B, C, H // block, block, W // block, block)
+    return parts.permute(0, 2, 3, 4, 5, 1)
+
+
+def _windows(target: Tensor, block: int) -> Tensor:
+    """Joins each block with its right and lower neighbors: (B, h, w, (2b)^2, C), one fewer each."""
+    parts = _blocks(target, block)
+    parts = torch.cat([parts[:, :-1], parts[:, 1:]], dim=2)  # (B, h, 2b, w + 1, b, C)
+    parts = torch.cat([parts[:, :, :, :-1], parts[:, :, :, 1:]], dim=4)  # (B, h, 2b, w, 2b, C)
+    return parts.transpose(2, 3).flatten(3, 4)
 
 
 def cost_volume(reference: Tensor, target: Tensor, search_range: int) -> Tensor:
@@ -43,19 +48,20 @@ def cost_volume(reference: Tensor, target: Tensor, search_range: int) -> Tensor:
 
     Channel (dy + r) * (2 r + 1) + (dx + r) is the mean over feature channels of
     reference(p) * target(p + (dx, dy)), with zeros outside of the target. Pixels are processed in
-    8x8 blocks: one matrix product per block against its neighbourhood, of which the needed band is
-    read through strides, so neither a loop over displacements nor a copy per displacement is made.
+    blocks of side 2 r, whose neighborhood is exactly 2x2 blocks: one matrix product per block, of
+    which the needed band is read through strides, so neither a loop over displacements nor a copy
+    per displacement is made.
 
     Args:
         reference: Features of shape (B, C, H, W).
         target: Features of shape (B, C, H, W), already warped towards the reference.
-        search_range: Radius r of the search window in pixels.
+        search_range: Radius r of the search window in pixels, at least 1.
 
     Returns:
-        Cost volume of shape (B, (2 r + 1)**2, H, W).
+        Cost volume of shape (B, (2 r + 1)**2, H, W), in channels-last memory format.
 
     Raises:
-        ValueError: If the shapes differ.
+        ValueError: If the shapes differ or the radius is not positive.
 
     Source: PWC-Net (Sun et al. 2018), Sec. 3; released code: no difference.
     """
@@ -64,24 +70,25 @@ def cost_volume(reference: Tensor, target: Tensor, search_range: int) -> Tensor:
             "`reference` and `target` must have one shape (B, C, H, W), "
             f"got {tuple(reference.shape)} and {tuple(target.shape)}."
         )
+    if search_range < 1:
+        raise ValueError(f"`search_range` must be at least 1, got {search_range}.")
     B, C, H, W = reference.shape
-    r, side = search_range, 2 * search_range + 1
-    reach = _BLOCK + 2 * r
-    pad_h, pad_w = -H % _BLOCK, -W % _BLOCK
-    h, w = (H + pad_h) // _BLOCK, (W + pad_w) // _BLOCK
-    blocks = _reference_blocks(F.pad(reference, (0, pad_w, 0, pad_h)))  # (B*h*w, 64, C)
-    padded = F.pad(target, (r, r + pad_w, r, r + pad_h))
-    windows = padded.unfold(2, reach, _BLOCK).unfold(3, reach, _BLOCK)  # (B, C, h, w, R, R)
-    windows = windows.permute(0, 2, 3, 1, 4, 5).reshape(B * h * w, C, reach * reach)
-    products = torch.bmm(blocks / C, windows)  # (B*h*w, 64, R*R)
-    # Pixel (i, j) of a block needs row i + dy and column j + dx of its own R x R products.
-    row = reach * reach
-    band = products.contiguous().as_strided(
-        (B * h * w, side, side, _BLOCK, _BLOCK),
-        (_BLOCK * _BLOCK * row, reach, 1, _BLOCK * row + reach, row + 1),
+    r, side, block = search_range, 2 * search_range + 1, 2 * search_range
+    pad_h, pad_w = -H % block, -W % block
+    h, w = (H + pad_h) // block, (W + pad_w) // block
+    pixels = _blocks(F.pad(reference, (0, pad_w, 0, pad_h)), block).transpose(2, 3)
+    pixels = pixels.reshape(B * h * w, block * block, C)
+    windows = _windows(F.pad(target, (r, r + pad_w, r, r + pad_h)), block)
+    products = torch.bmm(pixels / C, windows.reshape(B * h * w, -1, C).transpose(1, 2))
+    # Pixel (i, j) of a block needs row i + dy and column j + dx of its own 2b x 2b products.
+    reach, row = 2 * block, 4 * block * block
+    one = block * block * row
+    band = products.as_strided(
+        (B, h, w, block, block, side, side),
+        (h * w * one, w * one, one, block * row + reach, row + 1, reach, 1),
     )
-    band = band.reshape(B, h, w, side * side, _BLOCK, _BLOCK).permute(0, 3, 1, 4, 2, 5)
-    return band.reshape(B, side * side, h * _BLOCK, w * _BLOCK)[:, :, :H, :W]
+    costs = band.transpose(2, 3).reshape(B, h * block, w * block, side * side)
+    return costs.permute(0, 3, 1, 2)[:, :, :H, :W]
 
 
 class AMDFeaturePyramid(nn.Module):
@@ -105,7 +112,7 @@ class AMDFeaturePyramid(nn.Module):
     def forward(self, frames: Tensor) -> list[Tensor]:
         """Maps RGB frames in [0, 1] of shape (B, 3, H, W) to features, coarsest first."""
         outputs = []
-        x = frames
+        x = channels_last(frames)
         for level in self.levels:
             x = level(x)
             outputs.append(x)
@@ -176,7 +183,8 @@ class AMDMotionPathway(nn.Module):
             matched, aligned = normalize_features(reference), normalize_features(aligned)
         cost = self.activation(cost_volume(matched, aligned, self.search_range))
         context = self.activation(self.context_convs[level](reference))
-        return self.estimator(torch.cat([cost, context, flow.to(context.dtype)], dim=1))
+        current = channels_last(flow.to(context.dtype))
+        return self.estimator(torch.cat([cost, context, current], dim=1))
 
 
 __all__ = [
