@@ -1,0 +1,165 @@
+"""Draws the figures of README and model card from this package's own outputs.
+
+    python scripts/make_figures.py --output docs/figures
+
+`overview.png` (frame, segments, object, segment flow, synthesized frame), `photos.png` (photos in
+the public domain and the objects found in them) and `clip.gif`. Everything shown may be passed on:
+the clips are generated, the photos are those of `spaces/examples`.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from amd_hf import DEFAULT_CHECKPOINT, AMDImageProcessor, AMDModel
+from amd_hf.data.synthetic_objects import generate_clip
+from amd_hf.training import adapt_to_video
+from amd_hf.visualization import contact_sheet, flow_to_rgb, overlay_object, overlay_segments
+
+ROOT = Path(__file__).resolve().parent.parent
+PHOTOS = ROOT / "spaces" / "examples"
+CLIP_SIZE = (270, 480)
+GIF_WIDTH = 320
+
+Picture = NDArray[np.uint8]
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Returns the parsed command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", default=DEFAULT_CHECKPOINT, help="checkpoint folder or Hub id")
+    parser.add_argument("--output", type=Path, default=ROOT / "docs" / "figures")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[2, 22], help="generated clips")
+    parser.add_argument("--adapt-steps", type=int, default=0, help="adapt to each clip first")
+    parser.add_argument("--frames", type=int, default=24, help="frames of the GIF")
+    return parser.parse_args(argv)
+
+
+class Painter:
+    """Draws what a model sees.
+
+    Args:
+        model: The model, in eval mode.
+        processor: Its image processor.
+    """
+
+    def __init__(self, model: AMDModel, processor: AMDImageProcessor) -> None:
+        self.model = model
+        self.processor = processor
+
+    @torch.inference_mode()
+    def segments(self, frame: Picture) -> NDArray[np.float32]:
+        """Returns the soft masks of a frame, shape (K, H, W)."""
+        outputs = self.model(**self.processor(frame, return_tensors="pt").to(self.model.device))
+        return self._soft_masks(outputs, [frame.shape[:2]])[0]
+
+    @torch.inference_mode()
+    def pair(self, frame: Picture, next_frame: Picture) -> list[Picture]:
+        """Returns frame, segments, object, segment flow and synthesized frame, all of one size."""
+        frames: Any = [[frame, next_frame]]
+        outputs = self.model(**self.processor(frames, return_tensors="pt").to(self.model.device))
+        soft = self._soft_masks(outputs, [frame.shape[:2]] * 2)[0]
+        flow = flow_to_rgb(outputs.segment_flow_12[0].float().cpu().numpy())
+        synthesized = outputs.synthesized_1[0].float().clamp(0, 1).cpu().numpy()
+        synthesized = np.rint(synthesized.transpose(1, 2, 0) * 255).astype(np.uint8)
+        size = frame.shape[:2]
+        return [
+            frame,
+            overlay_segments(frame, soft, self.chosen),
+            overlay_object(frame, soft[self.chosen] > 0.5),
+            resized(flow, size),
+            resized(synthesized, size),
+        ]
+
+    @property
+    def chosen(self) -> int:
+        """Index of the object segment."""
+        return self.model.config.object_segment
+
+    def _soft_masks(self, outputs: Any, sizes: list[Any]) -> list[NDArray[np.float32]]:
+        masks = [
+            self.processor.post_process_object_segmentation(
+                outputs, sizes, object_segment=segment, return_soft_masks=True
+            )
+            for segment in range(self.model.config.num_segments)
+        ]
+        return [torch.stack(of_image).cpu().numpy() for of_image in zip(*masks, strict=True)]
+
+
+def resized(picture: Picture, size: tuple[int, ...]) -> Picture:
+    """Returns the picture at (height, width)."""
+    height, width = size
+    image = Image.fromarray(picture).resize((width, height), Image.Resampling.BILINEAR)
+    return np.asarray(image)
+
+
+def draw_overview(painters: Sequence[Painter], clips: Sequence[Picture]) -> Image.Image:
+    """One row per clip: what goes in, what the two pathways find, what the loss compares."""
+    rows = [painter.pair(clip[0], clip[1]) for painter, clip in zip(painters, clips, strict=True)]
+    captions = ["frame 1", "segments", "object", "segment flow", "synthesized frame 1"]
+    return contact_sheet(rows, column_captions=captions, tile_height=150)
+
+
+def draw_photos(painter: Painter) -> Image.Image:
+    """Photos above the objects found in them."""
+    photos = [
+        np.asarray(Image.open(file).convert("RGB"))
+        for file in sorted(PHOTOS.glob("*.jpg"))
+        if not file.name.startswith("generated")
+    ]
+    soft = [painter.segments(photo) for photo in photos]
+    rows = [
+        photos,
+        [overlay_segments(p, s, painter.chosen) for p, s in zip(photos, soft, strict=True)],
+        [overlay_object(p, s[painter.chosen] > 0.5) for p, s in zip(photos, soft, strict=True)],
+    ]
+    return contact_sheet(rows, tile_height=200)
+
+
+def write_gif(painter: Painter, clip: Picture, file: Path) -> None:
+    """Writes frame, object and segment flow side by side as an animation."""
+    pictures = []
+    for frame, next_frame in pairwise(clip):
+        views = painter.pair(frame, next_frame)
+        sheet = Image.fromarray(np.hstack([views[0], views[2], views[3]]))
+        height = round(sheet.height * 3 * GIF_WIDTH / sheet.width)
+        pictures.append(sheet.resize((3 * GIF_WIDTH, height), Image.Resampling.LANCZOS))
+    colors = pictures[0].quantize(96)  # one palette for all frames, so that colors do not flicker
+    frames = [picture.quantize(palette=colors, dither=Image.Dither.NONE) for picture in pictures]
+    frames[0].save(file, save_all=True, append_images=frames[1:], duration=90, loop=0)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Draws all figures."""
+    args = parse_args(argv)
+    args.output.mkdir(parents=True, exist_ok=True)
+    model = AMDModel.from_pretrained(args.model).eval()
+    processor = AMDImageProcessor.from_pretrained(args.model)
+    clips = [generate_clip(args.frames + 1, *CLIP_SIZE, seed)[0] for seed in args.seeds]
+    painter = Painter(model, processor)
+    painters = [painter] * len(clips)
+    if args.adapt_steps:
+        painters = [
+            Painter(adapt_to_video(model, clip, args.adapt_steps, progress=True), processor)
+            for clip in clips
+        ]
+    draw_overview(painters, clips).save(args.output / "overview.png", optimize=True)
+    draw_photos(painter).save(args.output / "photos.png", optimize=True)
+    write_gif(painters[0], clips[0], args.output / "clip.gif")
+    for file in sorted(args.output.iterdir()):
+        print(f"{file}  {file.stat().st_size / 1024:.0f} kB")
+
+
+if __name__ == "__main__":
+    main()
