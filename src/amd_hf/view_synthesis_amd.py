@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -55,16 +56,20 @@ def synthesize_views(
     Source: released code, no difference.
     """
     visibility = visibility_from_flow(opposite_flow, visibility_threshold)
+    frames = torch.cat([targets, sources])
     views: list[SynthesizedView | None] = []
     for scale, flow in enumerate(flows):
         if scale and not scale_weights[scale]:
             views.append(None)
             continue
         size = (flow.shape[-2], flow.shape[-1])
+        # From the scale before: means of means of blocks of one size are the means.
+        frames = area_resize(frames, size)
+        image, source = frames.chunk(2)
         views.append(
             SynthesizedView(
-                image=area_resize(targets, size),
-                synthesized=backward_warp(area_resize(sources, size), flow),
+                image=image,
+                synthesized=backward_warp(source, flow),
                 visibility=F.interpolate(visibility, size=size, mode="nearest")
                 if scale
                 else visibility,

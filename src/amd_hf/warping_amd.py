@@ -23,6 +23,13 @@ def full_precision(tensor: Tensor) -> Tensor:
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
+def channels_last(tensor: Tensor) -> Tensor:
+    """Returns `tensor` (B, C, H, W) in the memory format in which convolutions are fastest."""
+    if tensor.device.type == "mps":  # older Metal kernels fail on this format in the backward pass
+        return tensor
+    return tensor.contiguous(memory_format=torch.channels_last)
+
+
 def pixel_grid(height: int, width: int, like: Tensor) -> Tensor:
     """Returns the pixel coordinates (x, y) of a map, shape (1, 2, height, width).
 
@@ -159,6 +166,7 @@ def resize_flow(flow: Tensor, size: tuple[int, int]) -> Tensor:
 
 __all__ = [
     "backward_warp",
+    "channels_last",
     "forward_splat",
     "full_precision",
     "pixel_grid",
