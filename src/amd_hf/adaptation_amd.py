@@ -1,4 +1,4 @@
-"""Test-time adaptation: the training loss, minimised on the video that is to be segmented.
+"""Test-time adaptation: the training loss, minimized on the video that is to be segmented.
 
 Reads the frames once into a small cache, samples pairs of crops from it, and takes some steps of
 Adam on a copy of the model. The caller's model and random state stay as they are.
@@ -27,7 +27,7 @@ class AdaptationArguments:
     """Settings of `adapt_to_video`; the defaults are the published training settings.
 
     Args:
-        num_steps: Optimiser steps; 0 returns a plain copy.
+        num_steps: Optimizer steps; 0 returns a plain copy.
         learning_rate: Learning rate of the first step.
         min_learning_rate: Learning rate after the last step; the decay is polynomial.
         decay_power: Exponent of that decay.
@@ -176,7 +176,7 @@ def adapt_to_video(
         model: Any `AMDModel`; it is not changed. Half-precision weights are adapted in float32.
         frames: List of images, path of a video or of a folder of frames, array of shape
             (T, H, W, 3), or iterator of images, all of one size and in temporal order.
-        num_steps: Optimiser steps.
+        num_steps: Optimizer steps.
         progress: Whether to show a progress bar.
         callback: Called after every step with the number of steps taken, `num_steps` and the loss.
         return_history: Return an `AdaptationResult` in place of the model.

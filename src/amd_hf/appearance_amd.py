@@ -35,7 +35,7 @@ def frozen_batch_statistics(module: nn.Module) -> Iterator[None]:
 
 
 class AMDBottleneck(nn.Module):
-    """Residual block: 1x1, 3x3 (stride and dilation), 1x1, each with batch normalisation."""
+    """Residual block: 1x1, 3x3 (stride and dilation), 1x1, each with batch normalization."""
 
     gradient_checkpointing = False
 
@@ -110,7 +110,7 @@ class AMDBackbone(nn.Module):
         self.out_channels = channels
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Maps normalised images (B, 3, H, W) to one feature map per stage."""
+        """Maps normalized images (B, 3, H, W) to one feature map per stage."""
         x = self.pool(self.activation(self.stem_norm(self.stem_conv(images))))
         outputs = []
         for stage in self.stages:
@@ -120,7 +120,7 @@ class AMDBackbone(nn.Module):
 
 
 class AMDHeadBlock(nn.Module):
-    """Dilated 3x3 convolution with batch normalisation and a rectifier."""
+    """Dilated 3x3 convolution with batch normalization and a rectifier."""
 
     def __init__(self, in_channels: int, out_channels: int, dilation: int) -> None:
         super().__init__()
@@ -150,7 +150,7 @@ class AMDAppearancePathway(nn.Module):
         self.out_channels = channels
 
     def forward(self, images: Tensor) -> Tensor:
-        """Maps normalised images (B, 3, H, W) to features (B, C, ceil(H / 8), ceil(W / 8)).
+        """Maps normalized images (B, 3, H, W) to features (B, C, ceil(H / 8), ceil(W / 8)).
 
         Source: AMD paper, Sec. 3 ("segmentation network"); released code: no difference.
         """

@@ -71,12 +71,12 @@ class AMDConfig(PreTrainedConfig):
         estimator_channels: Channels of the five convolutions of the motion estimator.
         readout_channels: Hidden channels of the read-out from motion features to a motion vector.
         negative_slope: Slope of the leaky rectifier in the motion pathway.
-        normalize_cost_volume: Normalise both feature maps to zero mean and unit variance before
+        normalize_cost_volume: Normalize both feature maps to zero mean and unit variance before
             the correlation (UFlow, Jonschkowski et al. 2020). Off in the published model.
-        motion_initialization: "default" keeps PyTorch's initialisation of the motion pathway, as
+        motion_initialization: "default" keeps PyTorch's initialization of the motion pathway, as
             the published code does in effect; "kaiming" preserves activations and starts with
             near-zero motion, which frees small runs from the zero-flow trap.
-        image_mean: Mean of the RGB channels on the 0..255 scale, used to undo the normalisation.
+        image_mean: Mean of the RGB channels on the 0..255 scale, used to undo the normalization.
         image_std: Standard deviation of the RGB channels on the 0..255 scale.
         l1_weight: Weight of the absolute difference in the photometric loss.
         ssim_weight: Weight of the structural dissimilarity in the photometric loss.
@@ -127,7 +127,7 @@ class AMDConfig(PreTrainedConfig):
     visibility_threshold: float | int = 0.2
 
     def __post_init__(self, **kwargs: Any) -> None:
-        """Normalises sequences to lists, warns about unknown fields and validates."""
+        """Normalizes sequences to lists, warns about unknown fields and validates."""
         for field in fields(self):
             if isinstance(getattr(self, field.name), tuple):
                 setattr(self, field.name, list(getattr(self, field.name)))
@@ -251,7 +251,7 @@ class AMDConfig(PreTrainedConfig):
         """The bundled model: half the width, motion at 128x192, and the small-scale cures.
 
         Differs from the published model in width, motion size, width of the motion estimator,
-        cost-volume normalisation and the initialisation of the motion pathway.
+        cost-volume normalization and the initialization of the motion pathway.
         """
         settings: dict[str, Any] = {
             "stem_channels": 32,

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Stabilisers of SSIM (Wang et al. 2004) for a dynamic range of 1: (0.01)^2 and (0.03)^2.
+# Stabilizers of SSIM (Wang et al. 2004) for a dynamic range of 1: (0.01)^2 and (0.03)^2.
 SSIM_C1 = 1e-4
 SSIM_C2 = 9e-4
 

@@ -81,7 +81,7 @@ class AMDModelOutput(ModelOutput):
 
 
 class AMDPreTrainedModel(PreTrainedModel):
-    """Weight initialisation and loading shared by the AMD models."""
+    """Weight initialization and loading shared by the AMD models."""
 
     config: AMDConfig
     base_model_prefix = "amd"
@@ -92,7 +92,7 @@ class AMDPreTrainedModel(PreTrainedModel):
 
     def _initialize_weights(self, module: nn.Module, *_: bool) -> None:
         # transformers passes over modules of custom code that hold no weights of their own, which
-        # would leave out the residual blocks and the motion pathway. All initialisation here skips
+        # would leave out the residual blocks and the motion pathway. All initialization here skips
         # loaded tensors by itself, so nothing needs that protection.
         super()._initialize_weights(module)
 
@@ -101,7 +101,7 @@ class AMDPreTrainedModel(PreTrainedModel):
         if isinstance(module, nn.Conv2d) and module.bias is None:
             init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
         elif isinstance(module, nn.Conv2d | nn.Linear):
-            # PyTorch's default, as the published initialisation of these layers never runs.
+            # PyTorch's default, as the published initialization of these layers never runs.
             self._init_uniform(module)
         elif isinstance(module, nn.modules.batchnorm._BatchNorm):
             self._init_batch_norm(module)
@@ -160,7 +160,7 @@ def _check_pixel_values(pixel_values: Tensor, allow_pair: bool) -> None:
     if not pixel_values.is_floating_point():
         raise TypeError(
             f"`pixel_values` must be floating point, got {pixel_values.dtype}; "
-            "normalise the images with AMDImageProcessor."
+            "normalize the images with AMDImageProcessor."
         )
     if min(pixel_values.shape[-2:]) < MIN_IMAGE_SIZE:
         raise ValueError(
@@ -184,11 +184,11 @@ class AMDModel(AMDPreTrainedModel):
         self.post_init()
 
     def segment_images(self, images: Tensor) -> Tensor:
-        """Maps normalised images (B, 3, H, W) to segment logits (B, K, ceil(H/8), ceil(W/8))."""
+        """Maps normalized images (B, 3, H, W) to segment logits (B, K, ceil(H/8), ceil(W/8))."""
         return self.segment_classifier(self.appearance(images))
 
     def frames_in_rgb(self, pixel_values: Tensor) -> Tensor:
-        """Undoes the normalisation: (B, 3, H, W) -> RGB in [0, 1] at the motion size."""
+        """Undoes the normalization: (B, 3, H, W) -> RGB in [0, 1] at the motion size."""
         pixel_values = full_precision(pixel_values)
         mean = pixel_values.new_tensor(self.config.image_mean).view(1, 3, 1, 1)
         std = pixel_values.new_tensor(self.config.image_std).view(1, 3, 1, 1)
@@ -234,7 +234,7 @@ class AMDModel(AMDPreTrainedModel):
         """Segments images, or segments a pair and explains one frame by the other.
 
         Args:
-            pixel_values: Normalised images (B, 3, H, W), or pairs in temporal order
+            pixel_values: Normalized images (B, 3, H, W), or pairs in temporal order
                 (B, 2, 3, H, W); at least 32 pixels high and wide.
             return_loss: Also synthesize the frames and return the loss of a pair.
             output_pixel_flow: Also return the unpooled (pixel) flow of a pair.
@@ -331,7 +331,7 @@ class AMDModel(AMDPreTrainedModel):
 class AMDForSemanticSegmentation(AMDPreTrainedModel):
     """The appearance pathway with a new classifier over classes, for supervised fine-tuning.
 
-    Loads from an `AMDModel` checkpoint with only `classifier` newly initialised.
+    Loads from an `AMDModel` checkpoint with only `classifier` newly initialized.
 
     Source: AMD paper, Sec. 4 (semantic segmentation on VOC2012); released code: absent.
     """
@@ -354,7 +354,7 @@ class AMDForSemanticSegmentation(AMDPreTrainedModel):
         """Scores every class at stride 8.
 
         Args:
-            pixel_values: Normalised images (B, 3, H, W), at least 32 pixels high and wide.
+            pixel_values: Normalized images (B, 3, H, W), at least 32 pixels high and wide.
             labels: Class index per pixel, (B, H', W') int64, 255 = ignored; the logits are resized
                 to it for the loss.
             return_dict: `False` returns a plain tuple of the fields that are set.

@@ -1,6 +1,6 @@
 """Motion pathway: frame pair -> feature pyramid -> cost volume -> motion features per level.
 
-No layer of this pathway is normalised and every convolution has a bias, as in the published code.
+No layer of this pathway is normalized and every convolution has a bias, as in the published code.
 """
 
 import itertools
