@@ -9,6 +9,8 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from amd_hf.evaluation.object_segment import choose_object_segment, store_object_segment
 from amd_hf.image_processing_amd import AMDImageProcessor
 from amd_hf.modeling_amd import AMDModel
@@ -118,9 +120,14 @@ def _report_speed(run: PretrainingRun, results: dict[str, Any]) -> dict[str, flo
     batch = next(stream)
     decode = decode_limit(stream, args.speed_report_seconds, args.per_device_train_batch_size)
     stream.close()
-    # The other processes wait: per-process limits times their number.
+    # A fresh model: measuring must not move the statistics of the trained one, and the trained one
+    # may share its batch norm with processes that are not here. They wait, so the limits of one
+    # process are multiplied by their number.
     count = run.accelerator.num_processes
-    model = model_limit(run.unwrapped_model, batch, args.speed_report_seconds, run.accelerator)
+    fresh = AMDModel(run.config).to(run.accelerator.device)
+    if args.channels_last:
+        fresh.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model = model_limit(fresh, batch, args.speed_report_seconds, run.accelerator)
     logger.info(describe_speed(speed, decode * count, model * count))
     return {"decode_limit": decode * count, "model_limit": model * count}
 

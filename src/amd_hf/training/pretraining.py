@@ -149,6 +149,8 @@ class PretrainingRun:
             self.accelerator.num_processes,
             self.pairs_per_step,
         )
+        if not args.validation_dataset and args.validation_steps:
+            logger.info("No --validation_dataset: no validation and no pictures.")
         reason = self._train()
         if self.progress.step != self.progress.saved_step:
             self.state.save()

@@ -36,7 +36,7 @@ def model_limit(model: Any, batch: Mapping[str, Any], seconds: float, accelerato
     """Pairs per second of forward and backward passes over one batch that is already there.
 
     Args:
-        model: An `AMDModel`, not wrapped. Its weights stay; its batch-norm statistics move.
+        model: An `AMDModel` of this process alone. Its weights stay; its statistics move.
         batch: A batch on the device of the model.
         seconds: Time to measure.
         accelerator: Its mixed precision is used.

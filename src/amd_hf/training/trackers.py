@@ -47,9 +47,7 @@ class RunLog:
         """Reports values after `step` optimizer steps, to all places and the console."""
         if not self.is_active:
             return
-        line = json.dumps({"step": step, "split": split, **values})
-        with self.path.open("a") as stream:
-            stream.write(line + "\n")
+        self._append(json.dumps({"step": step, "split": split, **values}))
         shown = ", ".join(
             f"{name} {value:.4g}" for name, value in values.items() if "/" not in name
         )
@@ -58,18 +56,29 @@ class RunLog:
             named = {f"{split}/{name}": value for name, value in values.items()}
             self.accelerator.log(named, step=step)
 
+    def _append(self, line: str) -> None:
+        try:
+            with self.path.open("a") as stream:
+                stream.write(line + "\n")
+        except OSError as error:  # a full disk ends no run: its next checkpoint tries again
+            logger.error("%s cannot be written: %s.", self.path, error)
+
     def picture(self, step: int, picture: np.ndarray, name: str = "segments") -> Path | None:
         """Saves an RGB picture of shape (H, W, 3), uint8, and sends it to the trackers.
 
         Returns:
-            Its path; None in a silent log.
+            Its path; None in a silent log, or if it could not be written.
         """
         if not self.is_active:
             return None
         folder = self.folder / PICTURE_FOLDER
-        folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{name}_{step:07d}.png"
-        Image.fromarray(picture).save(path)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(picture).save(path)
+        except OSError as error:
+            logger.error("%s cannot be written: %s.", path, error)
+            return None
         for tracker in self.accelerator.trackers if self.accelerator is not None else []:
             if tracker.name == "tensorboard":
                 tracker.log_images({name: picture[None]}, step=step, dataformats="NHWC")
