@@ -26,6 +26,8 @@ from amd_hf.data.counting import SkippedPairError
 MAX_DIFFERENCE = 45.0
 MIN_HISTOGRAM_CORRELATION = 0.4
 MIN_THUMBNAIL_CORRELATION = 0.5
+# Below this mean difference there is no cut; most pairs are done here.
+LEAST_CUT_DIFFERENCE = 8.0
 SCREEN_SIDE = 96
 THUMBNAIL_SIDE = 24
 DECODE_ERRORS = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
@@ -153,7 +155,7 @@ def screen_pair(
     difference = float(np.abs(pixels[0] - pixels[1]).mean())
     if difference < min_difference:
         raise SkippedPairError("static", f"mean difference {difference:.2f}")
-    if not reject_shot_cuts:
+    if not reject_shot_cuts or difference < LEAST_CUT_DIFFERENCE:
         return
     side = (THUMBNAIL_SIDE, THUMBNAIL_SIDE)
     thumbnails = [
