@@ -299,27 +299,28 @@ def test_crops_carry_their_mask_along(make: Make) -> None:
     data = open_semantic_data(make())
     transform = CropTransform(make(), AMDConfig.tiny().image_mean)
     image, mask = data.train.load_image(0), data.train.load_mask(0)
-    flips = set()
+    num_checked, columns = 0, set()
     for seed in range(20):
         pixels, labels = transform(image, mask, [seed])
         assert pixels.shape == (3, 64, 64)
         assert labels.shape == (64, 64)
         for class_id, color in enumerate(COLORS):
-            inside = labels == class_id
-            if inside.sum() < 50:
-                continue
-            # Bilinear sampling mixes colors at borders only.
+            # Bilinear sampling mixes colors at borders only: look three pixels away from them.
+            other = (labels != class_id).float()[None, None]
+            inside = torch.nn.functional.max_pool2d(other, 7, stride=1, padding=3)[0, 0] == 0
             distance = (pixels.float() - torch.tensor(color).view(3, 1, 1)).abs().amax(dim=0)
-            assert (distance[inside] < 40).float().mean() > 0.8
-        flips.add(tuple(labels[:, 0].tolist()))
+            assert (distance[inside] <= 1).all()
+            num_checked += int(inside.sum())
+        columns.add(tuple(labels[:, 0].tolist()))
         again = transform(image, mask, [seed])
         assert torch.equal(pixels, again[0])
         assert torch.equal(labels, again[1])
-    assert len(flips) > 5
+    assert num_checked > 10_000
+    assert len(columns) > 5
 
 
 def test_what_lies_outside_of_the_image_is_ignored(make: Make) -> None:
-    args = make(min_scale=0.5, max_scale=0.5)
+    args = make(min_scale=0.5, max_scale=0.5, flip=0.0)
     transform = CropTransform(args, (124.0, 116.0, 104.0))
     image = Image.new("RGB", (64, 64), (200, 10, 10))
     pixels, labels = transform(image, np.ones((64, 64), dtype=np.int64), [0])

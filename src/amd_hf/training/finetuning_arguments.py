@@ -81,6 +81,11 @@ class FinetuningArguments(EngineArguments):
     max_eval_images: int | None = _option(None, "evaluate on the first N images only")
     num_pictures: int = _option(4, "validation images that are drawn at every evaluation")
 
+    push_to_hub: bool = _option(False, "upload the result to the Hub")
+    hub_model_id: str | None = _option(None, "repository on the Hub; default: name of output_dir")
+    hub_token: str | None = _option(None, "token for the Hub; default: the stored one")
+    hub_private_repo: bool = _option(False, "create the repository as a private one")
+
     REQUIRED: ClassVar[tuple[str, ...]] = ("dataset_name", "output_dir")
     AT_LEAST_ONE: ClassVar[tuple[str, ...]] = (
         *EngineArguments.AT_LEAST_ONE,

@@ -57,14 +57,10 @@ class EngineArguments:
     report_to: str = _option("tensorboard", "trackers: tensorboard, trackio, all, ...")
     max_nonfinite_steps: int = _option(100, "give up after so many non-finite steps in a row")
 
-    push_to_hub: bool = _option(False, "upload the result to the Hub")
-    hub_model_id: str | None = _option(None, "repository on the Hub; default: name of output_dir")
-    hub_token: str | None = _option(None, "token for the Hub; default: the stored one")
-    hub_private_repo: bool = _option(False, "create the repository as a private one")
-
     # Read by the engine, without meaning outside of pre-training.
     ema_decay: ClassVar[float] = 0.0
     stop_on_collapse: ClassVar[bool] = False
+    validation_dataset: ClassVar[str | None] = None
     REQUIRED: ClassVar[tuple[str, ...]] = ("output_dir",)
     AT_LEAST_ONE: ClassVar[tuple[str, ...]] = (
         "gradient_accumulation_steps",
@@ -125,7 +121,7 @@ class EngineArguments:
     def to_dict(self) -> dict[str, Any]:
         """All options by name, without the token of the Hub."""
         options = asdict(self)
-        options.pop("hub_token")
+        options.pop("hub_token", None)
         return options
 
 

@@ -1,0 +1,134 @@
+"""Two differently augmented views of one frame, from the same clips as in pre-training."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from amd_hf.configuration_amd import AMDConfig
+from amd_hf.data.counting import SkippedPairError
+from amd_hf.data.decoding import DECODE_ERRORS, PairCollator, PairTransform
+from amd_hf.data.frame_pairs import frame_pairs, skip_counter
+from amd_hf.training.data_stream import EndlessBatches, source_of
+
+
+class TwoViewTransform(PairTransform):
+    """Decodes frame 1 of a pair into two crops with their own geometry and their own colors.
+
+    Frame 2 is not looked at. The arguments are those of `PairTransform`.
+    """
+
+    def __call__(
+        self,
+        first: bytes,
+        second: bytes,
+        seed: int,
+        *,
+        min_difference: float = 0.0,
+        reject_shot_cuts: bool = False,
+    ) -> Tensor:
+        """Returns the two views, uint8 of shape (2, 3, h, w); colors are not changed yet.
+
+        Args:
+            first: The encoded frame.
+            second: Not read.
+            seed: All draws follow from it.
+            min_difference: Without effect.
+            reject_shot_cuts: Without effect.
+
+        Raises:
+            SkippedPairError: If the frame cannot be decoded.
+        """
+        try:
+            with Image.open(io.BytesIO(first)) as image:
+                pixels = np.array(image.convert("RGB"))
+        except DECODE_ERRORS as error:
+            raise SkippedPairError("unreadable", str(error)) from error
+        frame = torch.from_numpy(pixels).permute(2, 0, 1).unsqueeze(0)  # (1, 3, H, W)
+        geometries = [
+            self.augmentation.draw_geometry(frame.shape[-2], frame.shape[-1], view_seed)
+            for view_seed in view_seeds([seed])
+        ]
+        return torch.cat([self.augmentation.apply_geometry(frame, view) for view in geometries])
+
+    def finish(self, frames: Tensor, seeds: Tensor | Sequence[int]) -> Tensor:
+        """Changes the colors of each view on its own and normalizes; (B, 2, 3, h, w) float32."""
+        numbers = seeds.tolist() if isinstance(seeds, Tensor) else list(seeds)
+        views = frames.flatten(0, 1).unsqueeze(1)  # (2B, 1, 3, h, w)
+        finished = self.augmentation.finish(views, view_seeds(numbers))
+        return finished.reshape(frames.shape)
+
+
+def view_seeds(seeds: Sequence[int]) -> list[int]:
+    """Two seeds per seed; seeds of pairs are below 2**62, so these fit into int64."""
+    return [2 * seed + view for seed in seeds for view in (0, 1)]
+
+
+class TwoViewBatches(EndlessBatches):
+    """Batches of two views for ever, and the exact position in them.
+
+    Args:
+        args: The options of the run.
+        config: The configuration of the model.
+        rank: Index of this process.
+        num_processes: Number of processes, which read disjoint frames.
+        device: Batches arrive here, normalized.
+
+    Raises:
+        ValueError: If the source is empty or missing, or has fewer shards than processes.
+    """
+
+    def __init__(
+        self,
+        args: Any,
+        config: AMDConfig,
+        rank: int = 0,
+        num_processes: int = 1,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        from datasets.distributed import split_dataset_by_node
+        from torchdata.stateful_dataloader import StatefulDataLoader
+
+        self.device = torch.device(device)
+        self.transform = TwoViewTransform(
+            args.augmentation,
+            args.crop_height_width(),
+            image_mean=config.image_mean,
+            image_std=config.image_std,
+        )
+        dataset = frame_pairs(
+            source_of(args.dataset),
+            transform=self.transform,
+            reject_shot_cuts=False,
+            shuffle=True,
+            repeat=True,
+            seed=args.seed,
+        )
+        self._counter = skip_counter(dataset)
+        if num_processes > 1:
+            if dataset.num_shards < num_processes:
+                raise ValueError(
+                    f"`dataset` has {dataset.num_shards} shard(s) for {num_processes} processes; "
+                    "pack it into at least one shard per process, or start fewer processes."
+                )
+            dataset = split_dataset_by_node(dataset, rank, num_processes, strategy="shards")
+        self.dataset = dataset
+        with warnings.catch_warnings():
+            # torchdata marks its loader with a call that PyTorch has deprecated.
+            warnings.filterwarnings("ignore", message="'set_vital' is deprecated")
+            self.loader: Any = StatefulDataLoader(
+                dataset,
+                batch_size=args.per_device_train_batch_size,
+                num_workers=min(args.dataloader_num_workers, dataset.num_shards),
+                collate_fn=PairCollator(self.transform, normalize=False),
+                pin_memory=self.device.type == "cuda",
+                generator=torch.Generator().manual_seed(args.seed),
+            )
+        self._iterator: Iterator[dict[str, Any]] | None = None
