@@ -21,9 +21,8 @@ pytestmark = pytest.mark.parity
 
 SCALE_WEIGHTS = [1.0, 1.0, 1.0, 1.0, 0.0]
 VISIBILITY_THRESHOLD = 0.2
-# Relative to the largest entry: gradients through the whole motion pathway in float32.
-DEEP_GRADIENT_RTOL = 0.03
-DEEP_ENTRY_RTOL = 0.08
+# Gradients through the whole motion pathway in float32; entries relative to the largest one.
+DEEP_GRADIENT_RTOL = 1e-3
 
 
 def unit_ops(folder: Path, prefix: str) -> dict[str, Tensor]:
@@ -163,7 +162,7 @@ def test_motion_pathway_alone(oracle_dir: Path) -> None:
     loss.backward()
     assert masks.grad is not None
     for gradient, name in zip(masks.grad.chunk(2), ("grad_mask1", "grad_mask2"), strict=True):
-        atol = DEEP_ENTRY_RTOL * float(op[name].abs().max())
+        atol = DEEP_GRADIENT_RTOL * float(op[name].abs().max())
         torch.testing.assert_close(gradient, op[name], rtol=0, atol=atol)
     ours = {name: p.grad for name, p in model.named_parameters()}
     norms = {n: t for n, t in op.items() if n.startswith("gradnorm.")}
