@@ -87,6 +87,7 @@ def test_adaptation_settings(run, davis, capsys):
         ("davis2016", ("--adapt-set", "fast"), "`--adapt-set` takes NAME=VALUE, got 'fast'"),
         ("davis2016", ("--device", "abacus"), "`--device` must name a torch device"),
         ("davis2016", ("--baseline", "crf"), "Unknown baseline 'crf'"),
+        ("davis2016", ("--contact-sheet", "sheet.txt"), "`--contact-sheet` must end in .png or"),
         ("davis2016", ("--model", "/nowhere/at/all"), "/nowhere/at/all"),
         ("ecssd", (), "is not a ECSSD folder"),
     ],

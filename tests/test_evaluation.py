@@ -1,6 +1,7 @@
 """The runner: protocols, selected and oracle scores, intervals, resuming, controls."""
 
 import json
+import weakref
 
 import numpy as np
 import pytest
@@ -93,6 +94,20 @@ class TestScoring:
             assert low <= scores[measure] + 1e-6
             assert high >= scores[measure] - 1e-6
 
+    def test_a_pass_holds_one_frame_at_a_time(self, davis):
+        sequence = open_benchmark("davis2016", davis).sequences[0]
+        alive = []
+
+        def predictions():
+            for prediction in ReferencePredictor().predict(sequence, sequence.frames):
+                alive.append(weakref.ref(prediction.soft_masks))
+                assert sum(reference() is not None for reference in alive) <= 2
+                yield prediction
+                del prediction
+
+        row = score_video("blackswan", predictions(), 2, 0.5)
+        assert row["num_frames"] == len(alive) == 4
+
 
 class TestVideoBenchmark:
     def test_result_is_json_with_everything(self, evaluate, davis):
@@ -168,14 +183,14 @@ class TestAdaptation:
 
     def test_each_sequence_gets_its_own_copy(self, evaluate, davis, tiny_model):
         before = fingerprint(tiny_model.state_dict().items())
-        plain = evaluate("davis2016", davis)
-        adapted = evaluate("davis2016", davis, adapt_steps=2, adapt_settings=self.SETTINGS)
+        options = {"adapt_steps": 1, "adapt_settings": self.SETTINGS, "limit_frames": 1}
+        plain = evaluate("davis2016", davis, limit_frames=1)
+        adapted = evaluate("davis2016", davis, **options)
         assert fingerprint(tiny_model.state_dict().items()) == before
-        assert adapted["protocol"] == "per-video, 2 steps"
+        assert adapted["protocol"] == "per-video, 1 steps"
         assert adapted["rows"] != plain["rows"]
-        alone = evaluate(
-            "davis2016", davis, adapt_steps=2, adapt_settings=self.SETTINGS, sequences=("dog",)
-        )
+        # What was adapted to the first video leaves no trace in the second.
+        alone = evaluate("davis2016", davis, sequences=("dog",), **options)
         assert alone["rows"][0] == adapted["rows"][1]
 
     def test_long_videos_in_chunks(self, tiny_model, processor, davis, monkeypatch):
@@ -213,7 +228,7 @@ class TestResuming:
         self, name, evaluate, davis, ecssd, tmp_path, monkeypatch, caplog
     ):
         data = davis if name == "davis2016" else ecssd
-        options = {"controls": True, "contact_sheet": tmp_path / "sheet.png"}
+        options = {"controls": name == "ecssd", "contact_sheet": tmp_path / "sheet.png"}
         whole = evaluate(name, data, **options)
         sheet = (tmp_path / "sheet.png").read_bytes()
         original, calls = ModelPredictor.predict, []
@@ -231,9 +246,11 @@ class TestResuming:
         assert state.is_file()
         resumed = evaluate(name, data, resume_file=state, **options)
         assert "Resuming" in caplog.text
-        assert calls.count(calls[0]) == 2  # once by the model, once by the random control
-        for key in ("selected", "oracle", "best_of_k", "intervals", "rows", "controls"):
+        # Once by the model, and on images once by the random control.
+        assert calls.count(calls[0]) == (2 if name == "ecssd" else 1)
+        for key in ("selected", "oracle", "best_of_k", "intervals", "rows"):
             assert resumed[key] == whole[key]
+        assert resumed.get("controls") == whole.get("controls")
         assert (tmp_path / "sheet.png").read_bytes() == sheet
         assert not state.exists()
 
@@ -251,6 +268,14 @@ class TestResuming:
         path.write_bytes(b"PK\x03\x04 cut off")
         assert EvaluationProgress(path, {}).of("model").rows == []
         assert "Cannot use the unfinished state" in caplog.text
+
+
+def test_baselines_under_one_command(evaluate, davis, tmp_path):
+    result = evaluate("davis2016", davis, baselines=("rbd", "motion"))
+    assert set(result["baselines"]) == {"rbd", "motion"}
+    assert 0 <= result["baselines"]["rbd"]["selected"]["J"] <= 1
+    with pytest.raises(ValueError, match="'motion' needs a video benchmark"):
+        evaluate("ecssd", write_images(tmp_path / "images", 1), baselines=("motion",))
 
 
 class TestControls:

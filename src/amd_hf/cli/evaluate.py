@@ -12,6 +12,7 @@ from typing import Any
 PROGRAM = "amd-hf evaluate"
 EXIT_WRONG_INPUT = 2
 EXIT_INTERRUPTED = 130
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg")
 NESTED_COLUMNS = ("per_segment",)
 # Options that belong to the record of a result, with their defaults.
 RECORDED_OPTIONS: dict[str, Any] = {
@@ -123,7 +124,7 @@ def run(args: argparse.Namespace) -> int:
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     try:
         result = _evaluate(args)
-    except (ValueError, TypeError, OSError, ImportError) as error:
+    except (ValueError, TypeError, OSError, ImportError, RuntimeError) as error:
         sys.stderr.write(f"{PROGRAM}: {_one_line(error)}\n")
         return EXIT_WRONG_INPUT
     except KeyboardInterrupt:
@@ -164,6 +165,11 @@ def _evaluate(args: argparse.Namespace) -> dict[str, Any]:
     # Everything that can be wrong is found before the first forward pass.
     for path in (args.output, args.rows, args.contact_sheet):
         _check_writable(path)
+    if args.contact_sheet is not None and args.contact_sheet.suffix.lower() not in PICTURE_SUFFIXES:
+        raise ValueError(
+            f"`--contact-sheet` must end in {' or '.join(PICTURE_SUFFIXES)}, got "
+            f"{args.contact_sheet.name!r}."
+        )
     benchmark = open_benchmark(
         args.benchmark, args.data, sequences=settings.sequences, strict=args.strict
     )

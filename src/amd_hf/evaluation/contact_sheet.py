@@ -68,7 +68,8 @@ def results_sheet(
     )
     if not ranked:
         raise ValueError("A contact sheet needs at least one scored row with a picture, got none.")
-    count = min(NUM_PER_GROUP, len(ranked))
+    # A third each, so that no picture stands in two groups unless there are fewer than three.
+    count = min(NUM_PER_GROUP, max(1, len(ranked) // 3))
     middle = (len(ranked) - count) // 2
     groups = {
         "best": ranked[:count],

@@ -15,6 +15,7 @@ from transformers.utils.logging import tqdm
 from amd_hf._version import __version__
 from amd_hf.data.annotations import AnnotatedFrame, AnnotatedSequence, Benchmark
 from amd_hf.data.benchmarks import open_benchmark
+from amd_hf.evaluation.baselines import make_baseline
 from amd_hf.evaluation.contact_sheet import save_contact_sheet, thumbnail
 from amd_hf.evaluation.controls import CenterEllipsePredictor, random_model
 from amd_hf.evaluation.predictors import ModelPredictor, Prediction, Predictor
@@ -93,12 +94,16 @@ def evaluate_benchmark(
             {key: result[key] for key in ("benchmark", "settings", "model_fingerprint")},
         )
         run = _Run(opened, settings, state, progress, contact_sheet is not None)
+        # Made before the first forward pass, so that a wrong name costs no time.
+        others = {name: make_baseline(name, opened.kind) for name in baselines}
         scored = run.score(MAIN_PASS, ModelPredictor(model, processor, settings))
         result |= run.summary(scored)
         if controls:
             result["controls"] = _controls(run, model, processor)
-        if baselines:
-            result["baselines"] = _baselines(run, baselines)
+        if others:
+            result["baselines"] = {
+                name: run.brief(run.score(name, predictor)) for name, predictor in others.items()
+            }
         if contact_sheet is not None:
             save_contact_sheet(
                 Path(contact_sheet), scored.rows, scored.thumbnails, DECIDING[opened.kind]
@@ -311,14 +316,3 @@ def _controls(run: _Run, model: AMDModel, processor: AMDImageProcessor) -> dict[
             run.score("random init", ModelPredictor(untrained, processor, unadapted))
         ),
     }
-
-
-def _baselines(run: _Run, names: Sequence[str]) -> dict[str, Any]:
-    """Scores of classical baselines."""
-    from amd_hf.evaluation.baselines import make_baseline
-
-    results = {}
-    for name in names:
-        predictor = make_baseline(name, run.benchmark.kind)
-        results[name] = run.brief(run.score(name, predictor))
-    return results
