@@ -1,6 +1,7 @@
 """Pipeline `zero-shot-object-segmentation`: images and videos in, object masks out."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -223,19 +224,17 @@ class ZeroShotObjectSegmentationPipeline(Pipeline):
 
     def _forward(self, input_tensors: dict[str, Any], **kwargs: Any) -> ModelOutput:
         """Segment masks of a batch; images of one size run together."""
-        was_training = self.model.training
-        self.model.eval()
         images = _flatten(input_tensors["pixel_values"])
         groups: dict[torch.Size, list[int]] = {}
         for index, image in enumerate(images):
             groups.setdefault(image.shape, []).append(index)
         masks: list[Any] = [None] * len(images)
-        for indices in groups.values():
-            batch = torch.stack([images[index] for index in indices])
-            outputs = self.model(pixel_values=batch)
-            for index, mask in zip(indices, outputs.segment_masks.float(), strict=True):
-                masks[index] = mask
-        self.model.train(was_training)
+        with _eval_mode(self.model):
+            for indices in groups.values():
+                batch = torch.stack([images[index] for index in indices])
+                outputs = self.model(pixel_values=batch)
+                for index, mask in zip(indices, outputs.segment_masks.float(), strict=True):
+                    masks[index] = mask
         return ModelOutput(segment_masks=masks, target_size=_flatten(input_tensors["target_size"]))
 
     def postprocess(  # type: ignore[override]
@@ -264,6 +263,18 @@ class ZeroShotObjectSegmentationPipeline(Pipeline):
 
 
 _LOADER_ARGUMENTS = ("batch_size", "num_workers")
+
+
+@contextmanager
+def _eval_mode(model: torch.nn.Module) -> Iterator[None]:
+    """Runs a model in eval mode and puts every module back into the mode it was in."""
+    in_training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in in_training:
+            module.training = True
 
 
 def describe_mask(soft_mask: np.ndarray, threshold: float) -> dict[str, Any]:
