@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
-from amd_hf import AMDConfig, AMDModel
+from amd_hf import DEFAULT_CHECKPOINT, AMDConfig, AMDImageProcessor, AMDModel
+from amd_hf.data.decoding import PairCollator, PairTransform
+from amd_hf.data.frame_pairs import frame_pairs
 from amd_hf.evaluation.object_segment import (
     CUE_WEIGHTS,
     choose_from_cues,
@@ -128,3 +134,32 @@ def test_wrong_input() -> None:
         choose_object_segment(AMDModel(AMDConfig.tiny()), [])
     with pytest.raises(ValueError, match="`cue_weights` must give weights"):
         choose_from_cues({name: torch.rand(2, K) for name in CUE_WEIGHTS}, {"area": 1.0})
+
+
+@pytest.mark.slow
+def test_the_bundled_choice_agrees_with_the_oracle(shared_dir: Path) -> None:
+    """The index chosen from unlabelled clips is the one that fits labelled images best."""
+    model = AMDModel.from_pretrained(DEFAULT_CHECKPOINT).eval()
+    transform = PairTransform("none", (128, 176))
+    stream = frame_pairs(str(shared_dir / "data" / "train"), transform=transform, frame_gap=(1, 2))
+    collate = PairCollator(transform)
+    pairs = (collate(list(batch)) for batch in zip(*[iter(stream)] * 8, strict=False))
+    choice = choose_object_segment(model, pairs, num_pairs=32)
+
+    processor = AMDImageProcessor(size={"shortest_edge": 128})
+    overlaps = torch.zeros(model.config.num_segments)
+    folder = shared_dir / "data" / "dev" / "duts-tr"
+    for path in sorted((folder / "images").glob("*.jpg"))[:24]:
+        image = Image.open(path).convert("RGB")
+        truth = torch.from_numpy(np.array(Image.open(folder / "masks" / f"{path.stem}.png")) > 0)
+        with torch.no_grad():
+            outputs = model(**processor(image, return_tensors="pt"))
+        for segment in range(model.config.num_segments):
+            mask = processor.post_process_object_segmentation(
+                outputs, target_sizes=[truth.shape], object_segment=segment
+            )[0]
+            union = (mask | truth).sum().clamp(min=1)
+            overlaps[segment] += (mask & truth).sum() / union
+    assert choice.index == int(overlaps.argmax())
+    assert choice.index == model.config.object_segment
+    assert choice.confidence > 0.5

@@ -126,7 +126,7 @@ def _report_speed(run: PretrainingRun, results: dict[str, Any]) -> dict[str, flo
     count = run.accelerator.num_processes
     fresh = AMDModel(run.config).to(run.accelerator.device)
     if args.channels_last:
-        fresh.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        fresh.to(memory_format=torch.channels_last)
     model = model_limit(fresh, batch, args.speed_report_seconds, run.accelerator)
     logger.info(describe_speed(speed, decode * count, model * count))
     return {"decode_limit": decode * count, "model_limit": model * count}

@@ -5,11 +5,12 @@ from __future__ import annotations
 import platform
 import shlex
 from dataclasses import fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from amd_hf.data.frame_pairs import open_source
+from amd_hf.data.frame_pairs import GENERATED, open_source
 from amd_hf.training.arguments import PretrainingArguments
 from amd_hf.training.data_stream import source_of
 from amd_hf.training.recipes import recipe_options
@@ -92,14 +93,14 @@ def describe_sources(dataset: str, terms: str) -> list[dict[str, Any]]:
     source = source_of(dataset)
     described = []
     for name in [source] if isinstance(source, str) else source:
-        clips = open_source(name)
-        is_countable = hasattr(clips, "__len__")
-        videos = {clips.video(index) for index in range(len(clips))} if is_countable else None
+        is_local = Path(name).expanduser().exists() or name.startswith(GENERATED)
+        clips = open_source(name) if is_local else None  # a Hub data set would be streamed again
+        videos = {clips.video(index) for index in range(len(clips))} if clips is not None else None
         described.append(
             {
                 "name": name.rstrip("/").rpartition("/")[2] if "/" in name else name,
                 "videos": len(videos) if videos is not None else None,
-                "clips": len(clips) if is_countable else None,
+                "clips": len(clips) if clips is not None else None,
                 "terms": terms,
             }
         )
