@@ -98,7 +98,7 @@ def describe_sources(dataset: str, terms: str) -> list[dict[str, Any]]:
         videos = {clips.video(index) for index in range(len(clips))} if clips is not None else None
         described.append(
             {
-                "name": name.rstrip("/").rpartition("/")[2] if "/" in name else name,
+                "name": Path(name).name if is_local else name,
                 "videos": len(videos) if videos is not None else None,
                 "clips": len(clips) if clips is not None else None,
                 "terms": terms,
