@@ -96,6 +96,16 @@ def test_all_frames_are_preferred(tmp_path: Path) -> None:
     assert open_source(tmp_path / "train").clip(0).numbers == (0, 5, 10)
 
 
+def test_davis_layout_counts_every_video_once(tmp_path: Path) -> None:
+    for folder in ("480p", "Full-Resolution"):
+        write_videos(tmp_path, {"bear": 3, "camel": 3}, layout=f"JPEGImages/{folder}")
+    write_videos(tmp_path, {"bear": 3}, layout="Annotations/480p")
+    source = open_source(tmp_path)
+    assert [source.video(index) for index in range(len(source))] == ["bear", "camel"]
+    assert source.clip(0).fps is None
+    assert len(list(frame_pairs(tmp_path))) == 2
+
+
 def test_shards_of_clips(shards: Path) -> None:
     items = list(frame_pairs(shards))
     assert len(items) == 14  # 7 videos of 6 frames are 2 clips of 3 each

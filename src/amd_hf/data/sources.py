@@ -172,6 +172,9 @@ def group_frames(paths: Iterable[str], split: str) -> tuple[str, dict[str, list[
     images = frames or [path for path in images if "Annotations/" not in path]
     prefixes = {path[: path.rfind("JPEGImages/") + 11] for path in images if "JPEGImages/" in path}
     prefix = _choose_prefix(prefixes, split)
+    # DAVIS keeps the same frames at two resolutions.
+    if any(path.startswith(f"{prefix}480p/") for path in images):
+        prefix = f"{prefix}480p/"
     videos: dict[str, list[str]] = {}
     for path in images:
         if path.startswith(prefix):
