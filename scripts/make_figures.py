@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from amd_hf import DEFAULT_CHECKPOINT, AMDImageProcessor, AMDModel
+from amd_hf.cli.demo_pictures import most_likely
 from amd_hf.data.synthetic_objects import generate_clip
 from amd_hf.training import adapt_to_video
 from amd_hf.visualization import contact_sheet, flow_to_rgb, overlay_object, overlay_segments
@@ -76,7 +77,7 @@ class Painter:
         size = frame.shape[:2]
         return [
             frame,
-            overlay_segments(frame, soft, self.chosen),
+            overlay_segments(frame, most_likely(soft), self.chosen),
             overlay_object(frame, soft[self.chosen] > 0.5),
             resized(flow, size),
             resized(synthesized, size),
@@ -121,7 +122,10 @@ def draw_photos(painter: Painter) -> Image.Image:
     soft = [painter.segments(photo) for photo in photos]
     rows = [
         photos,
-        [overlay_segments(p, s, painter.chosen) for p, s in zip(photos, soft, strict=True)],
+        [
+            overlay_segments(p, most_likely(s), painter.chosen)
+            for p, s in zip(photos, soft, strict=True)
+        ],
         [overlay_object(p, s[painter.chosen] > 0.5) for p, s in zip(photos, soft, strict=True)],
     ]
     return contact_sheet(rows, tile_height=200)

@@ -18,8 +18,9 @@ from PIL import Image
 
 from amd_hf import AMDImageProcessor, AMDModel
 from amd_hf.adaptation_amd import adapt_to_video
+from amd_hf.cli.demo_pictures import MIN_FLOW_SCALE, most_likely, relative_motion
 from amd_hf.video_amd import VideoWriter
-from amd_hf.visualization import flow_to_rgb, overlay_object, overlay_segments
+from amd_hf.visualization import overlay_object, overlay_segments
 
 MAX_ADAPT_STEPS = 100
 MAX_ADAPT_SECONDS = 100.0
@@ -36,7 +37,7 @@ class VideoResult:
 
     Args:
         object_video: H.264 video, each frame beside its copy with the object in color.
-        segment_video: H.264 video, all segments beside the segment flow.
+        segment_video: H.264 video, all segments beside the segment flow against its median.
         masks: ZIP archive of one PNG mask (0 or 255) per frame.
         object_share: Mean share of the pixels that belong to the object, in [0, 1].
     """
@@ -147,7 +148,7 @@ def write_video_result(
     """
     paths = folder / "object.mp4", folder / "segments.mp4", folder / "masks.zip"
     chosen = model.config.object_segment
-    shares = []
+    shares, scale = [], MIN_FLOW_SCALE
     with (
         VideoWriter(paths[0], fps) as objects,
         VideoWriter(paths[1], fps) as segments,
@@ -156,8 +157,9 @@ def write_video_result(
         for index, frame, soft, flow in _segmented_frames(model, processor, frames, report):
             mask = soft[chosen] > threshold
             objects.write(np.hstack([frame, overlay_object(frame, mask)]))
-            colors = overlay_segments(frame, soft, chosen)
-            segments.write(np.hstack([colors, _resize(flow_to_rgb(flow), frame.shape[:2])]))
+            colors = overlay_segments(frame, most_likely(soft), chosen)
+            motion, scale = relative_motion(flow, scale)
+            segments.write(np.hstack([colors, _resize(motion, frame.shape[:2])]))
             shares.append(float(mask.mean()))
             with archive.open(f"{index:05d}.png", "w") as file:
                 Image.fromarray(mask.astype(np.uint8) * 255).save(file, format="PNG")

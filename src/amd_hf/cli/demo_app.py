@@ -86,13 +86,15 @@ def _video_tab(model_name: gr.Dropdown, examples: Sequence[Path]) -> None:
             )
             threshold = _threshold()
             with gr.Row():
-                run = gr.Button("Find the object", variant="primary", scale=3)
-                stop = gr.Button("Stop", variant="stop", scale=1)
+                run = gr.Button("Find the object", variant="primary", scale=3, min_width=160)
+                stop = gr.Button("Stop", variant="stop", scale=1, min_width=80)
             shown = gr.Column(visible=bool(examples))
         with gr.Column(scale=3):
             objects = gr.Video(label="Video | object", autoplay=True, loop=True, elem_id="objects")
             note = gr.Markdown(elem_id="video-note", elem_classes="note")
-            flow = gr.Video(label="Segments | segment flow", autoplay=True, loop=True)
+            flow = gr.Video(
+                label="Segments | what moves against the rest", autoplay=True, loop=True
+            )
             masks = gr.DownloadButton("Download the masks (ZIP of PNGs)", size="sm")
     inputs, outputs = [video, steps, threshold, model_name], [objects, flow, masks, note]
     run.click(

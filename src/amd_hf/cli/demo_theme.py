@@ -45,6 +45,7 @@ STYLE = """
 #limits p { font-size: .85rem; opacity: .75; }
 .note p { font-size: 1.05rem; }
 footer .divider { display: none; }
+label[data-testid="block-label"] { font-size: .75rem; padding: .1rem .4rem; opacity: .9; }
 @media (max-width: 640px) {
   .gradio-container { padding: .5rem !important; }
   #intro h1 { font-size: 1.5rem; }
