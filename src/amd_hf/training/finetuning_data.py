@@ -38,6 +38,7 @@ logger = logging.getLogger(__name__)
 
 MAX_ASPECT = 4  # the long side is at most 4 short sides: the standard scale is 2048 x 512
 CROP_TRIES = 10
+HELD_OUT_SEED = 0  # the same images whatever the seed of the run, so that runs can be compared
 # Largest changes of brightness, contrast, saturation (relative) and hue (share of the circle), each
 # made with probability 1/2: the usual photometric distortion of supervised segmentation.
 COLOR_CHANGES = (0.125, 0.5, 0.5, 0.1)
@@ -114,7 +115,7 @@ def _open_splits(args: FinetuningArguments) -> tuple[LabelledImages, LabelledIma
             f"{train.title} has {len(train)} image(s) and there is no other split; evaluation "
             "needs at least one image that is not trained on."
         )
-    order = np.random.default_rng([args.seed, 2]).permutation(len(train))
+    order = np.random.default_rng(HELD_OUT_SEED).permutation(len(train))
     num_held_out = min(max(round(args.validation_fraction * len(train)), 1), len(train) - 1)
     logger.warning(
         "There is no validation split: %d of %d training images are held out.",
