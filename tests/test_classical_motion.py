@@ -27,6 +27,13 @@ def test_camera_motion_leaves_no_residual() -> None:
     assert not moving_object(_quadratic_flow(48, 64)).is_usable.any()
 
 
+def test_residual_is_the_same_under_autocast() -> None:
+    flow = _quadratic_flow(48, 64)
+    with torch.autocast("cpu", torch.bfloat16):
+        residual, _ = dominant_motion_residual(flow)
+    assert torch.equal(residual, dominant_motion_residual(flow)[0])
+
+
 def test_object_moving_against_the_camera_is_found() -> None:
     flow = _quadratic_flow(64, 96)
     mask = torch.zeros(64, 96, dtype=torch.bool)

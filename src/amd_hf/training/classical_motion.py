@@ -115,7 +115,11 @@ def dominant_motion_residual(flow: Tensor, num_iterations: int = 12) -> tuple[Te
         Residual of shape (B, H, W) in pixels, and its scale of shape (B,): the median, at least
         `MIN_RESIDUAL_SCALE`.
     """
-    flow = flow.float()
+    with torch.autocast(flow.device.type, enabled=False):  # normal equations need float32
+        return _fit_and_subtract(flow.float(), num_iterations)
+
+
+def _fit_and_subtract(flow: Tensor, num_iterations: int) -> tuple[Tensor, Tensor]:
     coarse = flow[:, :, ::2, ::2]
     vectors = coarse.flatten(2).transpose(1, 2)  # (B, N, 2)
     basis = _polynomials(coarse)  # (N, 6)

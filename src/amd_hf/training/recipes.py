@@ -46,6 +46,26 @@ RECIPES: dict[str, dict[str, Any]] = {
         "augmentation": "published",
         "frame_gap": "1-3",
     },
+    # What the bundled checkpoint was trained with: each pathway first learns alone from what moves
+    # against the camera (classical flow, no labels), then both from segment flow as published.
+    "moving_objects": {
+        "config_name": "small",
+        "stages": "classical_flow:3000,moving_object:4000,segment_flow_moving_object",
+        "optimizer": "adamw",
+        "learning_rate": 1e-3,
+        "min_learning_rate": 1e-5,
+        "weight_decay": 1e-2,
+        "lr_scheduler_type": "cosine",
+        "num_warmup_steps": 100,
+        "max_grad_norm": 1.0,
+        "max_train_steps": 8_000,
+        "per_device_train_batch_size": 8,
+        "ema_decay": 0.995,
+        "augmentation": "heavy",
+        "crop_size": "128x192",
+        "frame_gap": "1-2",
+        "channels_last": True,
+    },
 }
 
 
