@@ -30,7 +30,7 @@ class _WindowSum(torch.autograd.Function):
         return sums
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
         return _WindowSum.apply(F.pad(gradient, (2, 2, 2, 2)))
 
 
