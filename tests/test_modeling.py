@@ -335,6 +335,7 @@ class TestCompilers:
             torch.testing.assert_close(program.module()(image), module(image))
 
     @pytest.mark.slow
+    # The compiler warns about its own internals.
     @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
     @pytest.mark.filterwarnings("ignore:.*:UserWarning:torch")
     def test_compile_in_one_graph(self, tiny_model: AMDModel) -> None:
