@@ -299,8 +299,8 @@ def test_bad_calls_give_one_sentence(pipe: Any, image: Image.Image, tmp_path: Pa
         pipe((image for _ in range(2)), threshold=-1)
     with pytest.raises(ValueError, match=r"`object_segment` must lie in 0\.\.4, got 5"):
         pipe(image, object_segment=5)
-    with pytest.raises(TypeError, match=r"Unknown arguments \['treshold'\]"):
-        pipe(image, treshold=0.3)
+    with pytest.raises(TypeError, match=r"Unknown arguments \['thresholds'\]"):
+        pipe(image, thresholds=0.3)
     with pytest.raises(TypeError, match="got dict"):
         pipe({"image": 3})
     for single in (image, (image for _ in range(3))):
