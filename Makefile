@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 SOURCES := src scripts spaces tests
+# Waiting threads sleep: on few or busy cores spinning ones slow PyTorch down several times.
+export OMP_WAIT_POLICY ?= PASSIVE
 
 .PHONY: demo test test-slow style check hub-check bench clean
 
