@@ -109,13 +109,14 @@ class ModelPredictor:
         """The model, or its copy adapted to the frames of `part`."""
         if not self.settings.adapt_steps:
             return self.model
-        from amd_hf.adaptation_amd import adapt_to_video
+        from amd_hf.adaptation_amd import adapt_to_video, adaptation_scale
 
+        scale = adaptation_scale(self.processor)  # adapt at the size at which is segmented
         return adapt_to_video(
             self.model,
             (read_frame(frame.image) for frame in part.values()),
             num_steps=self.settings.adapt_steps,
-            **{"seed": self.settings.seed, **self.settings.adapt_settings},
+            **{"seed": self.settings.seed, **scale, **self.settings.adapt_settings},
         )
 
     def _segment(
