@@ -111,12 +111,15 @@ class ModelPredictor:
             return self.model
         from amd_hf.adaptation_amd import adapt_to_video, adaptation_scale
 
-        scale = adaptation_scale(self.processor)  # adapt at the size at which is segmented
+        # Adapt at the size and in the precision in which is segmented.
+        defaults: dict[str, Any] = {"seed": self.settings.seed, **adaptation_scale(self.processor)}
+        if self.settings.autocast is not None:
+            defaults["autocast_dtype"] = getattr(torch, self.settings.autocast)
         return adapt_to_video(
             self.model,
             (read_frame(frame.image) for frame in part.values()),
             num_steps=self.settings.adapt_steps,
-            **{"seed": self.settings.seed, **scale, **self.settings.adapt_settings},
+            **{**defaults, **self.settings.adapt_settings},
         )
 
     def _segment(
