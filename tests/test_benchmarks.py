@@ -132,8 +132,8 @@ def write_fbms_sequence(folder, background, colors, suffix, encode):
     lines += [str(1 + len(colors)), "", str(background)]
     for color in colors:
         lines += ["", str(color)]
-    lines += ["", "Confusion penality matrix", "0 1 1", "1 0 1", "1 1 0", ""]
-    lines += ["Total number of frames in this shot:", "4"]
+    matrix = "Confusion penality matrix"  # codespell:ignore penality
+    lines += ["", matrix, "0 1 1", "1 0 1", "1 1 0", ""]
     lines += ["Total number of labeled frames for this shot:", "2"]
     codes = np.full((HEIGHT, WIDTH), background)
     codes[LEFT], codes[RIGHT] = colors

@@ -7,8 +7,8 @@ from amd_hf.metrics.region import PooledIoU, region_similarity, sequence_statist
 
 CITATION = (
     "@inproceedings{perazzi2016benchmark, title={A benchmark dataset and evaluation methodology "
-    "for video object segmentation}, author={Perazzi, F. and Pont-Tuset, J. and McWilliams, B. and "
-    "Van Gool, L. and Gross, M. and Sorkine-Hornung, A.}, booktitle={CVPR}, year={2016}}"
+    "for video object segmentation}, author={Perazzi, F. and others}, booktitle={CVPR}, "
+    "year={2016}}"
 )
 
 
