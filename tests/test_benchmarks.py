@@ -134,6 +134,7 @@ def write_fbms_sequence(folder, background, colors, suffix, encode):
         lines += ["", str(color)]
     matrix = "Confusion penality matrix"  # codespell:ignore penality
     lines += ["", matrix, "0 1 1", "1 0 1", "1 1 0", ""]
+    lines += ["Total number of frames in this shot:", "4"]
     lines += ["Total number of labeled frames for this shot:", "2"]
     codes = np.full((HEIGHT, WIDTH), background)
     codes[LEFT], codes[RIGHT] = colors
