@@ -208,6 +208,12 @@ def test_an_incomplete_repository_is_named(exported: Path, tmp_path: Path) -> No
         check_repository(broken)
 
 
+def test_a_card_without_its_license_file_is_refused(model: AMDModel, tmp_path: Path) -> None:
+    card = "---\nlicense: other\nlicense_name: mine\nlicense_link: LICENSE-weights\n---\n# A card\n"
+    with pytest.raises(RuntimeError, match="links the license LICENSE-weights, which is missing"):
+        export_repository(model, tmp_path / "repository", card=card)
+
+
 def test_bad_arguments(model: AMDModel, exported: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="empty or absent"):
         export_repository(model, exported)

@@ -35,7 +35,8 @@ def start(folder: Path, port: int) -> subprocess.Popen[str]:
     )
 
 
-def test_the_page_is_served_and_leaves_nothing_behind(tmp_path: Path) -> None:
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM])
+def test_the_page_is_served_and_leaves_nothing_behind(tmp_path: Path, end: signal.Signals) -> None:
     port = free_port()
     process = start(tmp_path, port)
     try:
@@ -50,7 +51,7 @@ def test_the_page_is_served_and_leaves_nothing_behind(tmp_path: Path) -> None:
         assert "generated_2.jpg" in config
         assert "generated_22.mp4" in config
         assert list(tmp_path.glob("amd-demo-*"))
-        process.send_signal(signal.SIGINT)
+        process.send_signal(end)
         output, _ = process.communicate(timeout=60)
     finally:
         process.kill()

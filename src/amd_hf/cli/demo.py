@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -49,7 +50,10 @@ def run(args: argparse.Namespace) -> int:
         The exit code: 0, or 2 where the page cannot be served.
     """
     with tempfile.TemporaryDirectory(prefix="amd-demo-") as folder:
-        # Read by Gradio when it is imported: uploads and results go with this folder.
+        # Everything that is written goes with this folder, however the process is asked to end.
+        tempfile.tempdir = folder
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        # Read by Gradio when it is imported.
         os.environ.setdefault("GRADIO_TEMP_DIR", str(Path(folder) / "files"))
         os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
         try:

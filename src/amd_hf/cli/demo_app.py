@@ -54,7 +54,9 @@ def build_app(
 def _image_tab(model_name: gr.Dropdown, examples: Sequence[Path]) -> None:
     with gr.Row():
         with gr.Column(scale=2):
-            image = _as_path(gr.Image(label="Your image", type="filepath", sources=["upload"]))
+            image = _as_path(
+                gr.Image(label="Your image", type="filepath", sources=["upload"], elem_id="photo")
+            )
             threshold = _threshold()
             run = gr.Button("Find the object", variant="primary")
             shown = gr.Column(visible=bool(examples))
@@ -93,7 +95,7 @@ def _video_tab(model_name: gr.Dropdown, examples: Sequence[Path]) -> None:
             objects = gr.Video(label="Video | object", autoplay=True, loop=True, elem_id="objects")
             note = gr.Markdown(elem_id="video-note", elem_classes="note")
             flow = gr.Video(
-                label="Segments | what moves against the rest", autoplay=True, loop=True
+                label="Segments | motion", autoplay=True, loop=True
             )
             masks = gr.DownloadButton("Download the masks (ZIP of PNGs)", size="sm")
     inputs, outputs = [video, steps, threshold, model_name], [objects, flow, masks, note]

@@ -127,7 +127,8 @@ def segment_video(
             return
         note = (
             f"{len(frames)} frames, {int(adapt_steps)} adaptation steps; the object covers "
-            f"**{result.object_share:.0%}** of the pixels."
+            f"**{result.object_share:.0%}** of the pixels. Motion is shown against the rest of the "
+            "picture: white does not move on its own."
         )
         yield str(result.object_video), str(result.segment_video), str(result.masks), note
 

@@ -44,6 +44,7 @@ STYLE = """
 #intro p { font-size: 1.05rem; max-width: 46rem; }
 #limits p { font-size: .85rem; opacity: .75; }
 .note p { font-size: 1.05rem; }
+#photo { min-height: 10rem; }
 footer .divider { display: none; }
 label[data-testid="block-label"] { font-size: .75rem; padding: .1rem .4rem; opacity: .9; }
 @media (max-width: 640px) {

@@ -12,6 +12,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import ModelCard
+
 import amd_hf
 from amd_hf import (
     AMDForSemanticSegmentation,
@@ -97,7 +99,7 @@ def check_repository(folder: str | Path) -> None:
         folder: The folder that `export_repository` wrote.
 
     Raises:
-        RuntimeError: If a file or an entry of config.json is missing.
+        RuntimeError: If a file, an entry of config.json or the linked license is missing.
         ValueError: If the folder holds pickled weights.
     """
     folder = Path(folder)
@@ -111,6 +113,10 @@ def check_repository(folder: str | Path) -> None:
         raise RuntimeError(f"The repository in {folder} lacks {', '.join(missing)}.")
     if lacking := sorted(AUTO_CLASSES.keys() - config.get("auto_map", {}).keys()):
         raise RuntimeError(f"`auto_map` in {folder / 'config.json'} lacks {', '.join(lacking)}.")
+    if (folder / "README.md").is_file():
+        link = getattr(ModelCard.load(folder / "README.md").data, "license_link", None)
+        if link and "://" not in link and link not in files:
+            raise RuntimeError(f"The card in {folder} links the license {link}, which is missing.")
 
 
 def _complete_config(file: Path, needs_pipeline: bool) -> None:
