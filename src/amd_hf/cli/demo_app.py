@@ -94,9 +94,7 @@ def _video_tab(model_name: gr.Dropdown, examples: Sequence[Path]) -> None:
         with gr.Column(scale=3):
             objects = gr.Video(label="Video | object", autoplay=True, loop=True, elem_id="objects")
             note = gr.Markdown(elem_id="video-note", elem_classes="note")
-            flow = gr.Video(
-                label="Segments | motion", autoplay=True, loop=True
-            )
+            flow = gr.Video(label="Segments | motion", autoplay=True, loop=True)
             masks = gr.DownloadButton("Download the masks (ZIP of PNGs)", size="sm")
     inputs, outputs = [video, steps, threshold, model_name], [objects, flow, masks, note]
     run.click(
