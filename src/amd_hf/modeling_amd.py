@@ -185,7 +185,8 @@ class AMDModel(AMDPreTrainedModel):
 
     def segment_images(self, images: Tensor) -> Tensor:
         """Maps normalized images (B, 3, H, W) to segment logits (B, K, ceil(H/8), ceil(W/8))."""
-        return self.segment_classifier(self.appearance(images))
+        # Features are channels-last inside; users may call `view` on what comes out.
+        return self.segment_classifier(self.appearance(images)).contiguous()
 
     def frames_in_rgb(self, pixel_values: Tensor) -> Tensor:
         """Undoes the normalization: (B, 3, H, W) -> RGB in [0, 1] at the motion size."""
@@ -369,7 +370,7 @@ class AMDForSemanticSegmentation(AMDPreTrainedModel):
         """
         _check_pixel_values(pixel_values, allow_pair=False)
         use_dict = return_dict if return_dict is not None else self.config.return_dict
-        logits = self.classifier(self.appearance(pixel_values))
+        logits = self.classifier(self.appearance(pixel_values)).contiguous()
         loss = None if labels is None else self._loss(logits, labels)
         output = SemanticSegmenterOutput(loss=loss, logits=logits)
         return output if use_dict else output.to_tuple()
