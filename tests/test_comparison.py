@@ -57,7 +57,7 @@ def make(tmp_path: Path) -> Make:
 
 
 def results(score: float, best: float) -> dict[str, Any]:
-    return {"scores": {"mean_iou": score}, "best_scores": {"mean_iou": best}}
+    return {"scores": {"mean_iou": score, "num_images": 2}, "best_scores": {"mean_iou": best}}
 
 
 def test_the_summary_is_over_the_seeds(make: Make) -> None:
@@ -77,6 +77,7 @@ def test_the_summary_is_over_the_seeds(make: Make) -> None:
     table = format_table(report)
     assert "| scratch | 2 | 12.00 ± 2.83 | 13.00 | - | - | 48.0 |" in table
     assert "| amd-light | 2 | 31.00 ± 1.41 | 32.00 | +19.00 | 6.7 | 62.0 |" in table
+    assert "scored on 2 images" in table
     assert "missing" not in table
 
 

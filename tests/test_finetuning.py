@@ -21,7 +21,7 @@ from amd_hf.training.checkpointing import list_checkpoints
 from amd_hf.training.finetuning import FinetuningRun, finetune
 from amd_hf.training.finetuning_arguments import FinetuningArguments, parse_finetuning_arguments
 from amd_hf.training.finetuning_data import CropTransform, SemanticBatches, open_semantic_data
-from amd_hf.training.finetuning_results import BestWeights
+from amd_hf.training.finetuning_results import BestWeights, spread_indices
 from amd_hf.training.finetuning_start import (
     amd_config_of_resnet,
     build_semantic_model,
@@ -398,3 +398,9 @@ def test_bad_data_stop_a_run_before_it_begins(make: Make, tmp_path: Path) -> Non
     with pytest.raises(ValueError, match=r"1 masks of bad val hold ids outside of the 3 classes"):
         finetune(args)
     assert not Path(args.output_dir).exists()
+
+
+def test_a_part_of_the_images_is_spread_over_all() -> None:
+    assert spread_indices(10, 4) == [0, 3, 6, 9]
+    assert spread_indices(3, 8) == [0, 1, 2]
+    assert spread_indices(5, 0) == []

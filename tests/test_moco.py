@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -207,6 +210,38 @@ def test_the_result_is_a_start_for_fine_tuning(make: Make, tmp_path: Path) -> No
     fresh = AMDForSemanticSegmentation(AMDConfig.tiny())
     assert state.keys() == fresh.state_dict().keys()
     assert all(bool(value.isfinite().all()) for value in state.values())
+
+
+@pytest.mark.slow
+def test_two_processes_share_one_queue(clips: Path, repository: Path, tmp_path: Path) -> None:
+    options = {
+        "dataset": clips,
+        "output_dir": "out",
+        "config_name": "tiny",
+        "crop_size": 64,
+        "per_device_train_batch_size": 2,
+        "queue_size": 12,
+        "dimension": 8,
+        "max_train_steps": 2,
+        "dataloader_num_workers": 0,
+    }
+    words = [str(repository / "scripts" / "pretrain_moco.py")]
+    words += [f"--{name}={value}" for name, value in options.items()]
+    result = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", *words],
+        cwd=tmp_path,
+        env={**os.environ, "ACCELERATE_USE_CPU": "true"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    state = backbone(tmp_path / "out" / "step_2")
+    # Two steps of two images in each of two processes.
+    assert int(state["queue_position"]) == 8
+    keys = state["queue"].T
+    assert len({tuple(key.tolist()) for key in keys}) == 12
 
 
 def test_wrong_options_are_refused(make: Make, capsys: pytest.CaptureFixture[str]) -> None:

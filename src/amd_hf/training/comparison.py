@@ -351,7 +351,8 @@ def summarize(
     Returns:
         `starts`: a row per start with `mean_iou` (a value per seed, of the last weights), `mean`,
         `standard_deviation` (of the sample; None for one seed), `best_mean` (of the best evaluation
-        of each run), `gain` over the first start and `published`; and the settings.
+        of each run), `gain` over the first start and `published`; `num_images` that were scored;
+        and the settings.
     """
     rows: list[dict[str, Any]] = []
     for start in args.starts:
@@ -377,6 +378,7 @@ def summarize(
     return {
         "starts": rows,
         "seeds": list(args.seeds),
+        "num_images": max((run["scores"]["num_images"] for run in finished.values()), default=0),
         "num_missing": len(args.starts) * len(args.seeds) - len(finished),
         "options": args.options.to_dict(),
     }

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +15,7 @@ from amd_hf.image_processing_amd import AMDImageProcessor
 from amd_hf.modeling_amd import AMDForSemanticSegmentation
 from amd_hf.training.checkpointing import write_atomically
 from amd_hf.training.finetuning_data import open_semantic_data
-from amd_hf.training.finetuning_results import color_labels
+from amd_hf.training.finetuning_results import color_labels, spread_indices
 from amd_hf.training.trackers import LOG_FILE
 from amd_hf.visualization import contact_sheet
 from amd_hf.visualization.palette import SEGMENT_COLORS
@@ -79,7 +78,8 @@ def format_table(report: dict[str, Any]) -> str:
         "",
         f"{options['max_train_steps']} steps of {options['per_device_train_batch_size']} crops of "
         f"{options['crop_size']} per process, mode {options['mode']}, {transferred} transferred; "
-        f"mean and standard deviation over seeds {', '.join(map(str, report['seeds']))}. The "
+        f"scored on {report['num_images']} images. Mean and standard deviation over seeds "
+        f"{', '.join(map(str, report['seeds']))}. The "
         "published values are of VOC 2012 after 40,000 steps of batch 16 and stand beside ours for "
         "order, not for size.",
     ]
@@ -140,8 +140,8 @@ def draw_curves(curves: dict[str, dict[int, list[float]]]) -> str:
             f'<polygon points="{" ".join(upper + lower)}" fill="{color}" opacity="0.2"/>',
             f'<polyline points="{" ".join(middle)}" fill="none" stroke="{color}" '
             'stroke-width="2"/>',
-            f'<text x="{MARGIN + 12}" y="{MARGIN + 18 * index}" fill="{color}">{escape(name)}'
-            "</text>",
+            f'<text x="{MARGIN + 12}" y="{MARGIN // 2 + 14 + 17 * index}" fill="{color}">'
+            f"{escape(name)}</text>",
         ]
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{HEIGHT}" '
@@ -186,7 +186,7 @@ def draw_starts(args: ComparisonArguments) -> Any:
         return None
     labels = json.loads((next(iter(models.values())) / "all_results.json").read_text())["labels"]
     images = open_semantic_data(args.options, known_labels=labels).validation
-    chosen = _spread(len(images), NUM_PICTURES)
+    chosen = spread_indices(len(images), NUM_PICTURES)
     masks = [images.load_mask(index) for index in chosen]
     rows: list[list[Any]] = [
         [np.asarray(images.load_image(index)), color_labels(mask)]
@@ -202,8 +202,3 @@ def draw_starts(args: ComparisonArguments) -> Any:
             )
             row.append(color_labels(predicted.numpy()))
     return contact_sheet(rows, column_captions=["image", "mask", *models])
-
-
-def _spread(count: int, number: int) -> Sequence[int]:
-    """At most `number` indices, evenly spread over `count`."""
-    return sorted({int(index) for index in np.linspace(0, count - 1, min(count, number))})

@@ -78,7 +78,7 @@ class FinetuningArguments(EngineArguments):
     poly_power: float = _option(0.9, "power of the poly schedule")
     max_train_steps: int = _option(40_000, "optimizer steps of the whole run")
     validation_steps: int = _option(4000, "evaluate every N steps; 0 = only at the end")
-    max_eval_images: int | None = _option(None, "evaluate on the first N images only")
+    max_eval_images: int | None = _option(None, "evaluate on N evenly spread images only")
     num_pictures: int = _option(4, "validation images that are drawn at every evaluation")
 
     push_to_hub: bool = _option(False, "upload the result to the Hub")

@@ -69,13 +69,18 @@ def evaluate_semantic_model(run: Any, images: LabelledImages) -> dict[str, Any]:
         `mean_iou`, `mean_accuracy`, `pixel_accuracy` in [0, 1], `iou` (a value per class, NaN where
         a class never occurs) and `num_images`.
     """
-    count = min(len(images), run.args.max_eval_images or len(images))
+    indices = spread_indices(len(images), run.args.max_eval_images or len(images))
     accelerator, model = run.accelerator, run.unwrapped_model
     total = ConfusionMatrix(len(run.data.labels), IGNORED)
+    if accelerator.num_processes > 1:
+        # Without SyncBatchNorm the processes' running statistics differ; those of the main one are
+        # saved, so those are scored.
+        for buffer in model.buffers():
+            torch.distributed.broadcast(buffer, src=0)
     was_training = model.training
     model.eval()
     try:
-        for index in range(accelerator.process_index, count, accelerator.num_processes):
+        for index in indices[accelerator.process_index :: accelerator.num_processes]:
             mask = images.load_mask(index)
             size = (mask.shape[0], mask.shape[1])
             total.update(predict(model, run.processor, images.load_image(index), size, run), mask)
@@ -84,17 +89,17 @@ def evaluate_semantic_model(run: Any, images: LabelledImages) -> dict[str, Any]:
     if accelerator.num_processes > 1:
         counts = torch.from_numpy(total.counts).to(accelerator.device)
         total.counts = accelerator.reduce(counts, "sum").cpu().numpy()
-    return {**total.compute(), "num_images": count}
+    return {**total.compute(), "num_images": len(indices)}
 
 
 def draw_predictions(run: Any, images: LabelledImages) -> NDArray[np.uint8]:
-    """A contact sheet: image, mask and prediction of the first images, uint8 (H, W, 3)."""
+    """A contact sheet: image, mask and prediction of some images, uint8 (H, W, 3)."""
     model = run.unwrapped_model
     was_training = model.training
     model.eval()
     rows = []
     try:
-        for index in range(min(run.args.num_pictures, len(images))):
+        for index in spread_indices(len(images), run.args.num_pictures):
             image, mask = images.load_image(index), images.load_mask(index)
             size = (mask.shape[0], mask.shape[1])
             predicted = predict(model, run.processor, image, size, run)
@@ -102,6 +107,16 @@ def draw_predictions(run: Any, images: LabelledImages) -> NDArray[np.uint8]:
     finally:
         model.train(was_training)
     return np.asarray(contact_sheet(rows, column_captions=PICTURE_COLUMNS))
+
+
+def spread_indices(count: int, number: int) -> list[int]:
+    """At most `number` indices, evenly spread over `count`: neighbors are often frames of a video.
+
+    Args:
+        count: Number of images.
+        number: Number of indices that are wanted.
+    """
+    return np.linspace(0, count - 1, min(count, number)).round().astype(int).tolist()
 
 
 def color_labels(labels: NDArray[np.integer]) -> NDArray[np.uint8]:
@@ -251,7 +266,7 @@ def check_hub(args: FinetuningArguments) -> str:
     repo_id = args.hub_model_id or Path(args.output_dir).name
     try:
         created = HfApi(token=args.hub_token).create_repo(
-            repo_id, private=args.hub_private_repo, exist_ok=True
+            repo_id, private=args.hub_private_repo or None, exist_ok=True
         )
     except (HfHubHTTPError, HFValidationError, OSError) as error:
         raise ValueError(f"`hub_model_id` {repo_id!r} cannot be used: {error}") from error
@@ -276,7 +291,7 @@ def push_result(
             card=model_card(args, repo_id, results),
         )
         publish_folder(
-            target, repo_id, private=args.hub_private_repo, token=args.hub_token,
+            target, repo_id, private=args.hub_private_repo or None, token=args.hub_token,
             message="Fine-tuned for semantic segmentation",
         )  # fmt: skip
     logger.info("Pushed %s to the Hub.", repo_id)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -62,7 +62,8 @@ def build_semantic_model(
     torch.manual_seed(args.seed)
     if args.model_name_or_path is None:
         # The engine's arguments have the two fields that matter here.
-        model = AMDForSemanticSegmentation(_with_labels(build_config(_as_any(args)), labels))
+        config = build_config(cast(Any, args))
+        model = AMDForSemanticSegmentation(_with_labels(config, labels))
         if args.mode != "full":
             logger.warning("Mode %s trains on top of a random, fixed backbone.", args.mode)
     else:
@@ -70,10 +71,6 @@ def build_semantic_model(
     if args.reset_head:
         _reset_head(model, args.seed)
     return model
-
-
-def _as_any(value: Any) -> Any:
-    return value
 
 
 def _with_labels(config: AMDConfig, labels: Sequence[str]) -> AMDConfig:
