@@ -59,4 +59,5 @@ def random_model(model: AMDModel, seed: int) -> AMDModel:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         fresh = type(model)(model.config)
-    return fresh.to(device=model.device, dtype=model.dtype).eval()
+    torch.nn.Module.to(fresh, device=model.device, dtype=model.dtype)
+    return fresh.eval()

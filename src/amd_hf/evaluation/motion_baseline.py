@@ -33,8 +33,10 @@ def dense_flow(first: NDArray[np.uint8], second: NDArray[np.uint8]) -> NDArray[n
             'The motion baseline needs OpenCV; install it with pip install "amd-hf[eval]".'
         ) from error
     grays = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in (first, second)]
-    estimator = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
-    return np.moveaxis(estimator.calc(grays[0], grays[1], None), -1, 0)
+    estimator = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+    start = np.zeros((*grays[0].shape, 2), dtype=np.float32)
+    flow = estimator.calc(grays[0], grays[1], start)
+    return np.moveaxis(np.asarray(flow, dtype=np.float32), -1, 0)
 
 
 def dominant_motion(flow: NDArray[np.float32]) -> FloatArray:

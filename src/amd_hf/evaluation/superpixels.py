@@ -116,10 +116,12 @@ def geodesic_distances(weights: FloatArray, is_edge: BoolArray) -> FloatArray:
     return distances
 
 
-def _unit_range(values: FloatArray) -> FloatArray:
+def _unit_range(values: NDArray[np.floating]) -> FloatArray:
     """Values scaled to span [0, 1]; zeros where they are all equal."""
-    low, high = values.min(), values.max()
-    return (values - low) / (high - low) if high > low else np.zeros_like(values)
+    low, high = float(values.min()), float(values.max())
+    if high <= low:
+        return np.zeros(values.shape)
+    return ((values - low) / (high - low)).astype(np.float64)
 
 
 def background_weights(graph: SuperpixelGraph) -> FloatArray:
