@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from scripts import export_model
 
-from amd_hf import AMDConfig, AMDImageProcessor, AMDModel
+from amd_hf import AMDConfig, AMDImageProcessor, AMDModel, AMDModelOutput
 from amd_hf.hub import deployment
+from amd_hf.metrics.region import region_similarity
+
+from .evaluation_data import square, write_davis
 
 pytest.importorskip("onnxruntime", reason="needs the extra `deploy`")
 pytest.importorskip("onnxscript", reason="needs the extra `deploy`")
@@ -114,3 +119,56 @@ def test_calibration_needs_images(onnx_file: Path, tmp_path: Path) -> None:
 def test_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"existing \.onnx file"):
         deployment.OnnxSegmenter(tmp_path / "absent.onnx")
+
+
+class PerfectSegmenter:
+    """Finds the bright square of the generated benchmark, or nothing."""
+
+    def __init__(self, finds: bool) -> None:
+        self.finds = finds
+
+    def __call__(self, pixel_values: torch.Tensor) -> AMDModelOutput:
+        bright = (pixel_values.mean(dim=1, keepdim=True) > 0.7).float()
+        masks = torch.cat([bright, 1 - bright] if self.finds else [0 * bright, bright], dim=1)
+        return AMDModelOutput(segment_masks=masks)
+
+
+def test_score_is_the_region_similarity(tmp_path: Path) -> None:
+    data = write_davis(tmp_path, num_frames=2)
+    processor = AMDImageProcessor(size={"shortest_edge": 48})
+    found = {"all": PerfectSegmenter(finds=True), "none": PerfectSegmenter(finds=False)}
+    scores = deployment.score_segmenters(found, processor, "davis2016", data)
+    assert scores["all"] > 0.9
+    assert scores["none"] == region_similarity(square(8) & False, square(8)) == 0.0
+
+
+def test_command_exports_times_and_scores(
+    model: AMDModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = write_davis(tmp_path / "davis", num_frames=2)
+    model.save_pretrained(tmp_path / "amd-tiny")
+    AMDImageProcessor(size={"shortest_edge": 48}).save_pretrained(tmp_path / "amd-tiny")
+    arguments = ["--model", str(tmp_path / "amd-tiny"), "--output", str(tmp_path / "out")]
+    arguments += ["--formats", "onnx", "int8", "--calibration", str(data), "--rounds", "1"]
+    arguments += ["--num_calibration_images", "3", "--image_size", "48", "64"]
+    arguments += ["--benchmark", "davis2016", "--data", str(data)]
+    capsys.readouterr()
+    assert export_model.main(arguments) == 0
+    results = json.loads(capsys.readouterr().out)
+    assert results["onnx"]["largest_difference"] < 1e-5 < results["int8"]["largest_difference"]
+    assert results["onnx"]["J"] == pytest.approx(results["pytorch"]["J"], abs=1e-3)
+    assert Path(results["int8"]["file"]).stat().st_size / 1e6 == results["int8"]["megabytes"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--formats", "int8"], "needs `--calibration`"),
+        (["--benchmark", "davis2016"], "`--benchmark` and `--data` go together"),
+    ],
+)
+def test_command_names_what_is_missing(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert export_model.main(arguments) == 2
+    assert message in capsys.readouterr().err

@@ -10,7 +10,7 @@ import logging
 import statistics
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from amd_hf import AMDModel, AMDModelOutput
+from amd_hf import AMDImageProcessor, AMDModel, AMDModelOutput
 
 INPUT_NAME = "pixel_values"
 OUTPUT_NAMES = ("segment_logits", "segment_masks")
@@ -84,6 +84,22 @@ class OnnxSegmenter:
         )
 
 
+class ProgramSegmenter:
+    """A `torch.export` program of the segments, with the outputs of `AMDModel`.
+
+    Args:
+        path: The `.pt2` file that `export_program` wrote.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.module = torch.export.load(str(path)).module()
+
+    def __call__(self, pixel_values: Tensor) -> AMDModelOutput:
+        """Segments normalized images (B, 3, H, W)."""
+        logits, masks = self.module(pixel_values)
+        return AMDModelOutput(segment_logits=logits, segment_masks=masks)
+
+
 def export_onnx(model: AMDModel, path: str | Path) -> Path:
     """Writes the appearance pathway of `model` as one ONNX file with free batch and image size.
 
@@ -140,12 +156,7 @@ def export_program(model: AMDModel, path: str | Path) -> Path:
             wrapper, (_example(model),), dynamic_shapes=(_dynamic_shape(),)
         )
         torch.export.save(program, str(path))
-    loaded = torch.export.load(str(path)).module()
-
-    def segment(pixel_values: Tensor) -> AMDModelOutput:
-        return AMDModelOutput(None, *loaded(pixel_values))
-
-    check_parity(model, segment)
+    check_parity(model, ProgramSegmenter(path))
     return path
 
 
@@ -254,6 +265,53 @@ def time_segmenter(segmenter: Any, pixel_values: Tensor, rounds: int = 5) -> flo
             segmenter(pixel_values=pixel_values)
             seconds.append(time.perf_counter() - begin)
     return statistics.median(seconds[1:])
+
+
+def score_segmenters(
+    segmenters: Mapping[str, Any],
+    processor: AMDImageProcessor,
+    benchmark: str,
+    data: str | Path,
+    sequences: Sequence[str] | None = None,
+) -> dict[str, float]:
+    """Returns the mean region similarity J of each segmenter on a benchmark of object masks.
+
+    Per frame, without adaptation, with the object segment of the processor; means over the frames
+    of a sequence, then over sequences.
+
+    Args:
+        segmenters: Map `pixel_values` to an output of `AMDModel`, by name.
+        processor: Prepares the frames and makes the masks.
+        benchmark: Name of the benchmark.
+        data: Its folder.
+        sequences: Sequences to keep; None keeps all.
+
+    Raises:
+        ValueError: If the benchmark is unknown or not found, or has no object masks.
+    """
+    from amd_hf.data.annotations import read_frame, read_reference
+    from amd_hf.data.benchmarks import open_benchmark
+    from amd_hf.metrics.region import region_similarity
+
+    found = open_benchmark(benchmark, data, sequences=sequences)
+    if found.kind == "semantic":
+        raise ValueError(f"`benchmark` must have object masks, got {benchmark} with classes.")
+    means: dict[str, list[float]] = {name: [] for name in segmenters}
+    for sequence in found.sequences:
+        values: dict[str, list[float]] = {name: [] for name in segmenters}
+        for frame in sequence.annotated:
+            reference = read_reference(frame)
+            image = read_frame(frame.image)
+            inputs = processor(image, return_tensors="pt")["pixel_values"]
+            for name, segmenter in segmenters.items():
+                with torch.inference_mode():
+                    output = segmenter(pixel_values=inputs)
+                (mask,) = processor.post_process_object_segmentation(output, [reference.shape])
+                values[name].append(region_similarity(mask.numpy(), reference))
+        for name, per_frame in values.items():
+            if per_frame:
+                means[name].append(statistics.fmean(per_frame))
+    return {name: statistics.fmean(per_sequence) for name, per_sequence in means.items()}
 
 
 class _CalibrationReader:
