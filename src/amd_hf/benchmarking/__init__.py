@@ -1,0 +1,1 @@
+"""Speed of AMD beside the published computation and beside the machine's own limits."""

@@ -1,0 +1,239 @@
+"""The benchmark compares like with like, and its reports say what was measured."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from scripts import benchmark
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from amd_hf import AMDConfig, AMDModel
+from amd_hf.benchmarking import inputs, limits, report, suite, timing, workloads, workloads_video
+from amd_hf.benchmarking.published_replica import PublishedReplica
+
+from . import oracle
+
+
+def lively_model(**overrides: Any) -> AMDModel:
+    """A tiny model whose motion and masks are far from zero and from flat."""
+    torch.manual_seed(0)
+    model = AMDModel(AMDConfig.tiny(zero_init_residual=False, head_dropout=0.0, **overrides))
+    with torch.no_grad():
+        model.segment_classifier.weight.mul_(20)
+        model.segment_flow.readout.output.weight.mul_(20)
+    return model
+
+
+class TestReplica:
+    @pytest.mark.parametrize("normalize", [False, True])
+    def test_same_outputs_and_gradients(self, normalize: bool) -> None:
+        model = lively_model(normalize_cost_volume=normalize).double().train()
+        pairs = inputs.example_pairs(2, 64).double()
+        ours, theirs = model(pixel_values=pairs), PublishedReplica(model)(pairs)
+        assert ours.segment_motion_12.abs().max() > 0.1
+        torch.testing.assert_close(ours.segment_logits, theirs.segment_logits)
+        torch.testing.assert_close(ours.segment_motion_12, theirs.segment_motion_12)
+        torch.testing.assert_close(ours.segment_motion_21, theirs.segment_motion_21)
+        torch.testing.assert_close(ours.loss, theirs.loss)
+        weights = list(model.parameters())
+        for first, second in zip(
+            torch.autograd.grad(ours.loss, weights),
+            torch.autograd.grad(theirs.loss, weights),
+            strict=True,
+        ):
+            torch.testing.assert_close(first, second, rtol=1e-6, atol=1e-10)
+
+    def test_dropped_terms_are_computed(self) -> None:
+        model = lively_model().eval()
+        with torch.no_grad():
+            output = PublishedReplica(model)(inputs.example_pairs(1, 64))
+        assert output.dropped > 0
+        assert output.dropped != output.loss
+
+    @pytest.mark.parity
+    def test_recorded_loss(self, oracle_dir: Path) -> None:
+        model = oracle.official_model(oracle_dir)
+        expected = oracle.tensors(oracle_dir / "case_a_eval.safetensors")
+        pair = oracle.tensors(oracle_dir / "inputs.safetensors")["a.pixel_values"]
+        with torch.no_grad():
+            output = PublishedReplica(model)(pair)
+        torch.testing.assert_close(output.loss, expected["loss"], rtol=0, atol=oracle.LOSS_ATOL)
+        torch.testing.assert_close(
+            output.segment_motion_12,
+            expected["fw.segment_flow_vectors"],
+            rtol=0,
+            atol=oracle.FLOW_ATOL,
+        )
+
+    def test_disagreement_stops_the_benchmark(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        model = lively_model()
+        monkeypatch.setattr(
+            PublishedReplica, "segment", lambda self, x: 2 * model.segment_images(x)
+        )
+        with pytest.raises(RuntimeError, match="disagree: loss by"):
+            workloads.compare_with_replica(model, inputs.example_pairs(1, 64))
+        assert model.training
+
+
+class TestTiming:
+    def test_rounds_alternate_and_the_first_does_not_count(self) -> None:
+        calls: list[str] = []
+
+        def first() -> None:
+            calls.append("first")
+            if len(calls) == 1:
+                time.sleep(0.2)
+
+        timings = timing.measure({"first": first, "second": lambda: calls.append("second")}, 2)
+        assert calls == ["first", "second"] * 3
+        assert timings["first"].slowest < 0.2
+        assert timings["first"].rounds == 2
+
+    def test_waiting_is_no_processor_time(self) -> None:
+        measured = timing.measure({"wait": lambda: time.sleep(0.05)}, 1)["wait"]
+        assert measured.median >= 0.05
+        assert measured.cpu < 0.05
+
+    def test_needs_a_round(self) -> None:
+        with pytest.raises(ValueError, match="`rounds` must be at least 1"):
+            timing.measure({}, 0)
+
+    def test_speedup_is_against_the_published_computation(self) -> None:
+        slow, fast = (timing.Timing(s, s, s, s / 2, 1) for s in (3.0, 1.5))
+        measurement = workloads.Measurement("work", "", {"published": slow, "ours": fast})
+        assert measurement.speedup("ours") == 2.0
+        assert workloads.Measurement("work", "", {"ours": fast}).speedup("ours") is None
+
+
+class TestWorkloads:
+    def test_training_steps_reduce_the_loss(self) -> None:
+        pairs = inputs.example_pairs(1, 64)
+        model = inputs.seeded_model(AMDConfig.tiny(head_dropout=0.0))
+        before = [parameter.clone() for parameter in model.parameters()]
+        for options in ({"published": True}, {}, {"autocast": True}):
+            step = workloads.TrainingStep(model, pairs, **options)
+            losses = [step() for _ in range(8)]
+            assert losses[-1] < losses[0]
+        for parameter, kept in zip(model.parameters(), before, strict=True):
+            assert torch.equal(parameter, kept)
+
+    def test_both_optimizers_take_the_same_step(self) -> None:
+        pairs = inputs.example_pairs(1, 64)
+        model = inputs.seeded_model(AMDConfig.tiny(head_dropout=0.0)).double()
+        steps = [workloads.TrainingStep(model, pairs.double(), published=p) for p in (True, False)]
+        losses = [[step() for _ in range(3)] for step in steps]
+        assert losses[0] == pytest.approx(losses[1], rel=1e-9)
+
+    def test_flops_of_a_convolution(self) -> None:
+        layer = torch.nn.Conv2d(3, 5, 3, padding=1)
+        assert workloads.count_flops(lambda: layer(torch.zeros(2, 3, 8, 8))) == (
+            2 * 2 * 8 * 8 * 3 * 5 * 9
+        )
+
+    def test_flops_of_the_published_configuration(self) -> None:
+        """The forward pass of a 384 pair has the 335.0 GFLOP of convolutions on record."""
+        with FakeTensorMode():  # shapes only
+            model = AMDModel(AMDConfig.official())
+            pairs = torch.zeros(1, 2, 3, 384, 384)
+            measured = workloads.count_flops(lambda: model(pixel_values=pairs, return_loss=False))
+        assert measured / 1e9 == pytest.approx(335.0, rel=0.02)
+
+    def test_frames_move(self, tmp_path: Path) -> None:
+        files = inputs.write_frames(tmp_path, 3, (48, 64))
+        assert [file.name for file in files] == ["00000.jpg", "00001.jpg", "00002.jpg"]
+        assert files[0].read_bytes() != files[1].read_bytes()
+
+    def test_adaptation_of_both_kinds(self) -> None:
+        measured = workloads_video.time_adaptation(
+            AMDConfig.tiny(), num_steps=1, num_frames=3, frame_size=(72, 96), short_side=64
+        )
+        assert set(measured.timings) == {"published", "fp32", "bf16"}
+        assert all(seconds > 0 for seconds in measured.notes["seconds_per_step"].values())
+
+    @pytest.mark.slow
+    def test_start_and_memory(self) -> None:
+        timings = workloads_video.time_start(1).timings
+        assert timings["import amd_hf"].median > timings["import torch"].median / 2
+        memory = workloads_video.peak_memory(AMDConfig.tiny(), 64, 1)
+        assert 0.05 < memory["import"] < memory["fp32"] * 1.1
+
+
+class TestLimits:
+    def test_rates_are_plausible(self) -> None:
+        rates = limits.gemm_limits(64, 1) | limits.convolution_limits(8, 1, 1)
+        assert set(rates) >= {"fp32", "bf16", "bf16_training"}
+        assert all(1e6 < rate < 1e15 for rate in rates.values())
+
+    def test_decoding(self) -> None:
+        assert 0 < limits.decode_limit(1, (48, 64)).median < 1
+
+
+class TestSuiteAndReport:
+    @pytest.fixture(scope="class")
+    @classmethod
+    def result(cls) -> dict[str, Any]:
+        settings = suite.BenchmarkSettings.quick()
+        return suite.run_benchmark(settings, ("training", "growth"))
+
+    def test_all_figures_are_there(self, result: dict[str, Any]) -> None:
+        (training,) = result["measurements"]
+        assert set(training["timings"]) == {"published", "fp32", "bf16"}
+        assert training["flops"] > 1e6
+        assert {row["against"] for row in result["growth"]} == {
+            "crop",
+            "pairs",
+            "segments",
+            "side",
+        }
+        assert "memory" not in result
+        assert result["limits"]["convolution_bf16_training"] > 0
+
+    def test_report_files(self, result: dict[str, Any], tmp_path: Path) -> None:
+        as_json, as_markdown = report.write_report(result, tmp_path / "made")
+        read = json.loads(as_json.read_text())
+        assert report.markdown(read) == as_markdown.read_text()
+        text = as_markdown.read_text()
+        assert "| training step, 1 pairs of 64x64 | bf16 |" in text
+        assert "| growth |" not in text
+        for line in (line for line in text.splitlines() if line.startswith("|")):
+            assert line.endswith(" |")
+
+    def test_share_of_the_limit(self, result: dict[str, Any]) -> None:
+        altered = json.loads(json.dumps(result))
+        training = altered["measurements"][0]
+        training["flops"] = 10**12
+        training["timings"]["bf16"]["median"] = 2.0
+        altered["limits"]["convolution_bf16_training"] = 1e12
+        (row,) = (line for line in report.markdown(altered).splitlines() if "| bf16 |" in line)
+        assert row.endswith(" 50% |")
+
+    def test_unknown_names(self) -> None:
+        with pytest.raises(ValueError, match=r"Unknown sections \['speed'\]"):
+            suite.run_benchmark(suite.BenchmarkSettings.quick(), ("speed",))
+        with pytest.raises(ValueError, match="`preset` must be one of"):
+            suite.run_benchmark(suite.BenchmarkSettings.quick(preset="huge"), ())
+
+    def test_command(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        arguments = ["--quick", "--sections", "adaptation", "--output", str(tmp_path)]
+        assert benchmark.main([*arguments, "--device", "cpu"]) == 0
+        assert "adaptation, 1 steps of 2 pairs" in capsys.readouterr().out
+        assert (tmp_path / "benchmark.json").is_file()
+
+    def test_command_names_a_wrong_value(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert benchmark.main(["--quick", "--rounds", "0", "--device", "cpu"]) == 2
+        assert "error: `rounds` must be at least 1" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_whole_benchmark(tmp_path: Path) -> None:
+    pytest.importorskip("datasets", reason="needs the extra `train`")
+    result = suite.run_benchmark(suite.BenchmarkSettings.quick())
+    names = [measurement["name"] for measurement in result["measurements"]]
+    assert names == ["training step", "inference", "adaptation", "data loader", "start-up"]
+    assert {"import", "published", "fp32", "bf16"} == set(result["memory"])
+    assert "| training step in a process of its own | peak memory |" in report.markdown(result)
