@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from amd_hf import AMDImageProcessor, AMDModel
-from amd_hf.adaptation_amd import adapt_to_video
+from amd_hf.adaptation_amd import adapt_to_video, adaptation_scale
 from amd_hf.cli.demo_pictures import MIN_FLOW_SCALE, most_likely, relative_motion
 from amd_hf.video_amd import VideoWriter
 from amd_hf.visualization import overlay_object, overlay_segments
@@ -101,11 +101,18 @@ def _soft_masks(
     return [torch.stack(masks).cpu().numpy() for masks in zip(*segments, strict=True)]
 
 
-def adapt(model: AMDModel, frames: list[Frame], num_steps: int, report: Report) -> AMDModel:
+def adapt(
+    model: AMDModel,
+    processor: AMDImageProcessor,
+    frames: list[Frame],
+    num_steps: int,
+    report: Report,
+) -> AMDModel:
     """Returns a copy of the model adapted to the video; reports after every step.
 
     Args:
         model: The model; it stays as it is.
+        processor: Its image processor; the adaptation works at its size.
         frames: RGB frames of shape (H, W, 3), uint8.
         num_steps: Number of adaptation steps, at most `MAX_ADAPT_STEPS`.
         report: Hears about the progress.
@@ -121,7 +128,12 @@ def adapt(model: AMDModel, frames: list[Frame], num_steps: int, report: Report) 
 
     report(0.0, "Adapting to this video")
     adapted: AMDModel = adapt_to_video(
-        model, frames, num_steps, callback=after_step, time_limit=MAX_ADAPT_SECONDS
+        model,
+        frames,
+        num_steps,
+        callback=after_step,
+        time_limit=MAX_ADAPT_SECONDS,
+        **adaptation_scale(processor),
     )
     return adapted
 

@@ -153,7 +153,7 @@ def _segment_frames(
     model, processor = load_model(model_name)
     try:
         if adapt_steps:
-            model = actions.adapt(model, frames, adapt_steps, report)
+            model = actions.adapt(model, processor, frames, adapt_steps, report)
         return actions.write_video_result(model, processor, frames, fps, threshold, folder, report)
     except VisitorStoppedError:
         return None
