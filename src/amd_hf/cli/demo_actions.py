@@ -127,13 +127,14 @@ def adapt(
         report(step / total, f"Adapting to this video: step {step} of {total}")
 
     report(0.0, "Adapting to this video")
+    scale: dict[str, Any] = dict(adaptation_scale(processor))
     adapted: AMDModel = adapt_to_video(
         model,
         frames,
         num_steps,
         callback=after_step,
         time_limit=MAX_ADAPT_SECONDS,
-        **adaptation_scale(processor),
+        **scale,
     )
     return adapted
 
