@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from amd_hf.adaptation_amd import adapt_to_video
 from amd_hf.data.synthetic_objects import generate_clip
 from amd_hf.training import moving_objects
 from amd_hf.training.classical_motion import (
@@ -110,3 +111,15 @@ def test_objectives_train_their_pathway(name: str, trained: str, tiny_model) -> 
     assert trained in with_gradient
     if name != "segment_flow_moving_object":
         assert ("segment_flow" in with_gradient) == (trained == "segment_flow")
+
+
+def test_adaptation_takes_a_registered_objective(tiny_model) -> None:
+    pytest.importorskip("cv2")
+    frames = list(generate_clip(4, 64, 64, seed=5)[0])
+    objective = moving_objects.pair_objective("segment_flow_moving_object")
+    settings = {"num_steps": 2, "short_side": 64, "crop_size": 60, "return_history": True}
+    guided = adapt_to_video(tiny_model, frames, objective=objective, **settings)
+    plain = adapt_to_video(tiny_model, frames, **settings)
+    assert guided.losses[0] != plain.losses[0]
+    with pytest.raises(ValueError, match=r"`objective` must be one of .*, got motion"):
+        moving_objects.pair_objective("motion")

@@ -42,6 +42,8 @@ class AdaptationArguments:
         parameters: "all", "appearance", "motion", or a function that gets a parameter's name.
         batch_norm: "train" uses and updates batch statistics, "eval" keeps the model's.
         dropout: Whether dropout is active.
+        objective: Function of the model and of normalized pairs (B, 2, 3, H, W) that returns the
+            loss to minimize; None takes the published photometric loss of the segment flow.
         autocast_dtype: `torch.bfloat16` or `torch.float16` for mixed precision; None for float32.
         seed: Seed of pairs, crops and dropout: same seed, same result (on one machine).
         time_limit: Seconds after which no further step starts; the learning rate then decays with
@@ -68,6 +70,7 @@ class AdaptationArguments:
     parameters: str | Callable[[str], bool] = "all"
     batch_norm: str = "train"
     dropout: bool = True
+    objective: Callable[[AMDModel, Tensor], Tensor] | None = None
     autocast_dtype: torch.dtype | None = None
     seed: int = 0
     time_limit: float | None = None
@@ -264,7 +267,7 @@ def _train(
             cache.sample_pair(generator, arguments.crop_size, arguments.short_side_range)
             for _ in range(arguments.batch_size)
         ]
-        loss = _loss(model, torch.stack(pairs).to(device), arguments.autocast_dtype)
+        loss = _loss(model, torch.stack(pairs).to(device), arguments)
         optimizer.zero_grad(set_to_none=True)
         scaler.scale(loss).backward()
         scaler.step(optimizer)
@@ -284,17 +287,20 @@ def _train(
     nn.Module.to(model, dtype)
 
 
-def _loss(model: AMDModel, pairs: Tensor, autocast_dtype: torch.dtype | None) -> Tensor:
-    """Photometric loss of uint8-valued pairs (B, 2, 3, H, W)."""
+def _loss(model: AMDModel, pairs: Tensor, arguments: AdaptationArguments) -> Tensor:
+    """Loss of uint8-valued pairs (B, 2, 3, H, W)."""
     mean = pairs.new_tensor(model.config.image_mean).view(3, 1, 1)
     std = pairs.new_tensor(model.config.image_std).view(3, 1, 1)
     autocast = (
         nullcontext()
-        if autocast_dtype is None
-        else torch.autocast(pairs.device.type, dtype=autocast_dtype)
+        if arguments.autocast_dtype is None
+        else torch.autocast(pairs.device.type, dtype=arguments.autocast_dtype)
     )
+    pixel_values = (pairs - mean) / std
     with autocast:
-        return model(pixel_values=(pairs - mean) / std).loss
+        if arguments.objective is not None:
+            return arguments.objective(model, pixel_values)
+        return model(pixel_values=pixel_values).loss
 
 
 def _set_mode(model: nn.Module, arguments: AdaptationArguments) -> None:

@@ -115,11 +115,16 @@ class ModelPredictor:
         defaults: dict[str, Any] = {"seed": self.settings.seed, **adaptation_scale(self.processor)}
         if self.settings.autocast is not None:
             defaults["autocast_dtype"] = getattr(torch, self.settings.autocast)
+        settings = {**defaults, **self.settings.adapt_settings}
+        if isinstance(settings.get("objective"), str):
+            from amd_hf.training.moving_objects import pair_objective
+
+            settings["objective"] = pair_objective(settings["objective"])
         return adapt_to_video(
             self.model,
             (read_frame(frame.image) for frame in part.values()),
             num_steps=self.settings.adapt_steps,
-            **{**defaults, **self.settings.adapt_settings},
+            **settings,
         )
 
     def _segment(

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,10 +19,10 @@ from amd_hf.training.classical_motion import (
     moving_object,
     resize_probability,
 )
-from amd_hf.training.objectives import Batch, output_statistics, register_objective
+from amd_hf.training.objectives import OBJECTIVES, Batch, output_statistics, register_objective
 
 # Weight of the moving-object term beside the photometric loss (which is about 0.3 after warm-up).
-MOVING_OBJECT_WEIGHT = 0.3
+MOVING_OBJECT_WEIGHT = 1.0
 
 
 def _unwrapped(model: nn.Module) -> Any:
@@ -117,3 +118,17 @@ def joint_objective(model: nn.Module, batch: Batch, step: int) -> tuple[Tensor, 
     guided = moving_object_loss(logits, target, _unwrapped(model).config.object_segment)
     logs = {"photometric_loss": outputs.loss, "moving_object_loss": guided}
     return outputs.loss + MOVING_OBJECT_WEIGHT * guided, {**logs, **output_statistics(outputs)}
+
+
+def pair_objective(name: str) -> Callable[[nn.Module, Tensor], Tensor]:
+    """Returns a registered objective as a function of a model and pairs, for `adapt_to_video`.
+
+    Args:
+        name: Key of `OBJECTIVES`, such as "segment_flow_moving_object".
+
+    Raises:
+        ValueError: If there is no such objective.
+    """
+    if name not in OBJECTIVES:
+        raise ValueError(f"`objective` must be one of {', '.join(sorted(OBJECTIVES))}, got {name}.")
+    return lambda model, pairs: OBJECTIVES[name](model, {"pixel_values": pairs}, 0)[0]
