@@ -33,7 +33,13 @@ def start(folder: Path, port: int) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        # A test run that was started in the background ignores Ctrl+C, and so would its children.
+        preexec_fn=_default_interrupt,
     )
+
+
+def _default_interrupt() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 @pytest.mark.parametrize(
@@ -55,7 +61,7 @@ def test_the_page_is_served_and_leaves_nothing_behind(tmp_path: Path, end: signa
         assert "generated_22.mp4" in config
         assert list(tmp_path.glob("amd-demo-*"))
         process.send_signal(end)
-        output, _ = process.communicate(timeout=60)
+        output, _ = process.communicate(timeout=PATIENCE)
     finally:
         process.kill()
         process.wait()
