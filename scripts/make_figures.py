@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from amd_hf import DEFAULT_CHECKPOINT, AMDImageProcessor, AMDModel
+from amd_hf.adaptation_amd import adaptation_scale
 from amd_hf.cli.demo_pictures import most_likely
 from amd_hf.data.synthetic_objects import generate_clip
 from amd_hf.training import adapt_to_video
@@ -155,7 +156,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     painters = [painter] * len(clips)
     if args.adapt_steps:
         painters = [
-            Painter(adapt_to_video(model, clip, args.adapt_steps, progress=True), processor)
+            Painter(
+                adapt_to_video(
+                    model, clip, args.adapt_steps, progress=True, **adaptation_scale(processor)
+                ),
+                processor,
+            )
             for clip in clips
         ]
     draw_overview(painters, clips).save(args.output / "overview.png", optimize=True)

@@ -149,7 +149,7 @@ class AdaptationResult:
         return len(self.losses)
 
 
-def adaptation_scale(image_processor: Any) -> dict[str, int]:
+def adaptation_scale(image_processor: Any) -> dict[str, Any]:
     """The `short_side` and `crop_size` that adapt at the size at which a processor segments.
 
     A shortest edge of 392 gives the published 400 and 384; other sizes keep these proportions.

@@ -9,7 +9,6 @@ import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -127,14 +126,13 @@ def adapt(
         report(step / total, f"Adapting to this video: step {step} of {total}")
 
     report(0.0, "Adapting to this video")
-    scale: dict[str, Any] = dict(adaptation_scale(processor))
     adapted: AMDModel = adapt_to_video(
         model,
         frames,
         num_steps,
         callback=after_step,
         time_limit=MAX_ADAPT_SECONDS,
-        **scale,
+        **adaptation_scale(processor),
     )
     return adapted
 
