@@ -48,7 +48,8 @@ def space_server(folder: Path) -> Iterator[SpaceServer]:
     torch.manual_seed(0)
     config = AMDConfig.tiny()
     AMDModel(config).save_pretrained(folder / "model")
-    processor = AMDImageProcessor.from_model_config(config, size={"shortest_edge": 96})
+    # Large enough that 100 adaptation steps last until a visitor can press Stop.
+    processor = AMDImageProcessor.from_model_config(config, size={"shortest_edge": 320})
     processor.save_pretrained(folder / "model")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
