@@ -22,10 +22,18 @@ from PIL import Image
 
 from amd_hf import DEFAULT_CHECKPOINT, AMDImageProcessor, AMDModel
 from amd_hf.adaptation_amd import adaptation_scale
-from amd_hf.cli.demo_pictures import most_likely
 from amd_hf.data.synthetic_objects import generate_clip
+from amd_hf.hub.pictures import photo_sheet
+from amd_hf.image_processing_amd import resize_masks
+from amd_hf.pipeline_amd import TASK, ZeroShotObjectSegmentationPipeline
 from amd_hf.training import adapt_to_video
-from amd_hf.visualization import contact_sheet, flow_to_rgb, overlay_object, overlay_segments
+from amd_hf.visualization import (
+    contact_sheet,
+    flow_to_rgb,
+    most_likely,
+    overlay_object,
+    overlay_segments,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 PHOTOS = ROOT / "spaces" / "examples"
@@ -61,42 +69,22 @@ class Painter:
         self.processor = processor
 
     @torch.inference_mode()
-    def segments(self, frame: Picture) -> NDArray[np.float32]:
-        """Returns the soft masks of a frame, shape (K, H, W)."""
-        outputs = self.model(**self.processor(frame, return_tensors="pt").to(self.model.device))
-        return self._soft_masks(outputs, [frame.shape[:2]])[0]
-
-    @torch.inference_mode()
     def pair(self, frame: Picture, next_frame: Picture) -> list[Picture]:
         """Returns frame, segments, object, segment flow and synthesized frame, all of one size."""
         frames: Any = [[frame, next_frame]]
         outputs = self.model(**self.processor(frames, return_tensors="pt").to(self.model.device))
-        soft = self._soft_masks(outputs, [frame.shape[:2]] * 2)[0]
+        soft = resize_masks(outputs.segment_masks[:, 0], [frame.shape[:2]])[0].cpu().numpy()
         flow = flow_to_rgb(outputs.segment_flow_12[0].float().cpu().numpy())
         synthesized = outputs.synthesized_1[0].float().clamp(0, 1).cpu().numpy()
         synthesized = np.rint(synthesized.transpose(1, 2, 0) * 255).astype(np.uint8)
-        size = frame.shape[:2]
+        chosen, size = self.model.config.object_segment, frame.shape[:2]
         return [
             frame,
-            overlay_segments(frame, most_likely(soft), self.chosen),
-            overlay_object(frame, soft[self.chosen] > 0.5),
+            overlay_segments(frame, most_likely(soft), chosen),
+            overlay_object(frame, soft[chosen] > 0.5),
             resized(flow, size),
             resized(synthesized, size),
         ]
-
-    @property
-    def chosen(self) -> int:
-        """Index of the object segment."""
-        return self.model.config.object_segment
-
-    def _soft_masks(self, outputs: Any, sizes: list[Any]) -> list[NDArray[np.float32]]:
-        masks = [
-            self.processor.post_process_object_segmentation(
-                outputs, sizes, object_segment=segment, return_soft_masks=True
-            )
-            for segment in range(self.model.config.num_segments)
-        ]
-        return [torch.stack(of_image).cpu().numpy() for of_image in zip(*masks, strict=True)]
 
 
 def resized(picture: Picture, size: tuple[int, ...]) -> Picture:
@@ -111,25 +99,6 @@ def draw_overview(painters: Sequence[Painter], clips: Sequence[Picture]) -> Imag
     rows = [painter.pair(clip[0], clip[1]) for painter, clip in zip(painters, clips, strict=True)]
     captions = ["frame 1", "segments", "object", "segment flow", "synthesized frame 1"]
     return contact_sheet(rows, column_captions=captions, tile_height=150)
-
-
-def draw_photos(painter: Painter) -> Image.Image:
-    """Photos above the objects found in them."""
-    photos = [
-        np.asarray(Image.open(file).convert("RGB"))
-        for file in sorted(PHOTOS.glob("*.jpg"))
-        if not file.name.startswith("generated")
-    ]
-    soft = [painter.segments(photo) for photo in photos]
-    rows = [
-        photos,
-        [
-            overlay_segments(p, most_likely(s), painter.chosen)
-            for p, s in zip(photos, soft, strict=True)
-        ],
-        [overlay_object(p, s[painter.chosen] > 0.5) for p, s in zip(photos, soft, strict=True)],
-    ]
-    return contact_sheet(rows, tile_height=200)
 
 
 def write_gif(painter: Painter, clip: Picture, file: Path) -> None:
@@ -165,7 +134,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             for clip in clips
         ]
     draw_overview(painters, clips).save(args.output / "overview.png", optimize=True)
-    draw_photos(painter).save(args.output / "photos.png", optimize=True)
+    pipe = ZeroShotObjectSegmentationPipeline(model=model, image_processor=processor, task=TASK)
+    photos = [file for file in PHOTOS.glob("*.jpg") if not file.name.startswith("generated")]
+    photo_sheet(pipe, sorted(photos)).save(args.output / "photos.png", optimize=True)
     write_gif(painters[0], clips[0], args.output / "clip.gif")
     for file in sorted(args.output.iterdir()):
         print(f"{file}  {file.stat().st_size / 1024:.0f} kB")

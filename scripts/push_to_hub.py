@@ -4,7 +4,9 @@
     python scripts/push_to_hub.py ORG/NAME --dry-run DIR      # writes the repository, sends nothing
     python scripts/push_to_hub.py ORG/NAME --space --wheel dist/amd_hf-*.whl
 
-Log in before with `hf auth login`. The commit's id is printed: pin it with `revision=...`.
+The card's pictures are drawn with the model: the photos of `spaces/examples`, and the best, median
+and worst of generated scenes. Log in before with `hf auth login`. The commit's id is printed: pin
+it with `revision=...`.
 """
 
 from __future__ import annotations
@@ -25,6 +27,8 @@ from amd_hf import (
     AMDModel,
 )
 from amd_hf.hub import (
+    CardPicture,
+    draw_card_pictures,
     export_repository,
     export_space,
     fill_model_card,
@@ -32,8 +36,10 @@ from amd_hf.hub import (
     read_provenance,
     read_results,
 )
+from amd_hf.hub.pictures import NUM_SCENES
 
 ROOT = Path(__file__).resolve().parent.parent
+PHOTOS = ROOT / "spaces" / "examples"
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -47,13 +53,27 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--provenance", help="folder of provenance.json; the checkpoint's if absent"
     )
     parser.add_argument("--results", nargs="*", default=[], help="files of `amd-hf evaluate`")
+    for flag, place in (("--picture", "top"), ("--failure-picture", "limitations")):
+        parser.add_argument(
+            flag,
+            nargs=2,
+            action="append",
+            default=[],
+            metavar=("FILE", "CAPTION"),
+            help=f"further picture of the card ({place}); may be given several times",
+        )
     parser.add_argument(
-        "--picture",
-        nargs=2,
-        action="append",
-        default=[],
-        metavar=("FILE", "CAPTION"),
-        help="picture of the card, the first one at its top; may be given several times",
+        "--photos",
+        nargs="*",
+        type=Path,
+        default=[file for file in PHOTOS.glob("*.jpg") if not file.name.startswith("generated")],
+        help="photos of the card, which must be free to pass on; default: those of the Space",
+    )
+    parser.add_argument(
+        "--num-scenes",
+        type=int,
+        default=NUM_SCENES,
+        help="generated scenes, ranked for the card (%(default)s); 0 draws no picture at all",
     )
     parser.add_argument("--template", default=ROOT / "model_card.md", help="template of the card")
     parser.add_argument("--space", action="store_true", help="publish the Space, not a model")
@@ -70,26 +90,31 @@ def write_model(args: argparse.Namespace, folder: Path) -> None:
     config = AutoConfig.from_pretrained(args.model)
     is_semantic = AMDForSemanticSegmentation.__name__ in (config.architectures or [])
     model = (AMDForSemanticSegmentation if is_semantic else AMDModel).from_pretrained(args.model)
+    processor = AMDImageProcessor.from_pretrained(args.model)
     provenance_dir = args.provenance or args.model
-    pictures = [(f"figures/{Path(file).name}", caption) for file, caption in args.picture]
-    card = fill_model_card(
-        args.template,
-        repo_id=args.repo_id,
-        model=model,
-        results=read_results(args.results),
-        provenance=read_provenance(provenance_dir),
-        pictures=pictures,
-    )
-    export_repository(
-        model,
-        folder,
-        image_processor=AMDImageProcessor.from_pretrained(args.model),
-        card=card,
-        pictures={
-            name: Path(file) for (name, _), (file, _) in zip(pictures, args.picture, strict=True)
-        },
-        companions_from=provenance_dir,
-    )
+    results, provenance = read_results(args.results), read_provenance(provenance_dir)
+    pictures = [CardPicture(Path(file), caption) for file, caption in args.picture]
+    pictures += [CardPicture(Path(file), caption, True) for file, caption in args.failure_picture]
+    with tempfile.TemporaryDirectory() as drawings:
+        if args.num_scenes and isinstance(model, AMDModel):
+            photos = sorted(args.photos)
+            pictures += draw_card_pictures(model, processor, drawings, photos, args.num_scenes)
+        card = fill_model_card(
+            args.template,
+            repo_id=args.repo_id,
+            model=model,
+            results=results,
+            provenance=provenance,
+            pictures=pictures,
+        )
+        export_repository(
+            model,
+            folder,
+            image_processor=processor,
+            card=card,
+            pictures=pictures,
+            companions_from=provenance_dir,
+        )
 
 
 def write_space(args: argparse.Namespace, folder: Path) -> None:

@@ -15,7 +15,14 @@ from huggingface_hub import ModelCard
 
 from amd_hf import AMDConfig, AMDForSemanticSegmentation, AMDImageProcessor, AMDModel
 from amd_hf.evaluation import evaluate_benchmark
-from amd_hf.hub import export_space, fill_model_card, read_provenance, read_results
+from amd_hf.hub import (
+    CardPicture,
+    check_repository,
+    export_space,
+    fill_model_card,
+    read_provenance,
+    read_results,
+)
 
 from .evaluation_data import write_davis, write_images
 from .loopback_hub import LoopbackHub, connect
@@ -94,7 +101,10 @@ def test_a_filled_card(template: Path, tiny_model: AMDModel, result_files: list[
         model=tiny_model,
         results=results,
         provenance=PROVENANCE,
-        pictures=[("figures/strip.png", "Four photos"), ("figures/fails.png", "Where it fails")],
+        pictures=[
+            CardPicture(Path("fails.png"), "Where it fails", shows_failures=True),
+            CardPicture(Path("four_photos.png"), "Four photos"),
+        ],
     )
     card = ModelCard(text)
     assert card.data.library_name == "transformers"
@@ -110,15 +120,17 @@ def test_a_filled_card(template: Path, tiny_model: AMDModel, result_files: list[
         "| generated clips | 7 | 21 | Apache-2.0 |",
         "| other clips | 2 | 9 | research only |",
         "| steps | 12 000 |",
-        "![Four photos](figures/strip.png)",
-        "![Where it fails](figures/fails.png)",
+        "![four photos](figures/four_photos.png)\n\n*Four photos*",
+        "![fails](figures/fails.png)\n\n*Where it fails*",
         "python scripts/pretrain.py --dataset DIR",
         "Weights: research-only\n([terms](LICENSE-weights))",
     ):
         assert line in text, line
     assert "control: center ellipse" in text
     assert "AMD (per-img)" in text, "published rows"
-    assert text.index("## Limitations") < text.index("figures/fails.png")
+    top, limitations = text.index("figures/four_photos.png"), text.index("## Limitations")
+    assert top < text.index("## How to use it")
+    assert limitations < text.index("figures/fails.png") < text.index("## Licenses")
 
 
 def test_every_table_of_the_card_is_whole(
@@ -184,21 +196,28 @@ def test_the_bundled_checkpoint_states_its_provenance() -> None:
 def test_a_dry_run_writes_and_sends_nothing(
     script: Any, checkpoint: Path, result_files: list[Path], hub: LoopbackHub, tmp_path: Path
 ) -> None:
-    picture = tmp_path / "strip.png"
+    out, picture = tmp_path / "out", tmp_path / "strip.png"
     picture.write_bytes(b"png")
-    arguments = ["org/amd", "--model", str(checkpoint), "--dry-run", str(tmp_path / "out")]
+    arguments = ["org/amd", "--model", str(checkpoint), "--dry-run", str(out), "--num-scenes", "3"]
     arguments += ["--results", *map(str, result_files), "--picture", str(picture), "A strip"]
     assert script.main(arguments) == 0
     assert hub.requests.total() == 0
-    written = {path.name for path in (tmp_path / "out").rglob("*")}
-    assert {"README.md", "pipeline_amd.py", "LICENSE-weights", "strip.png"} <= written
-    assert "# amd\n" in (tmp_path / "out" / "README.md").read_text()
+    written = {path.relative_to(out).as_posix() for path in out.rglob("*")}
+    assert {"README.md", "pipeline_amd.py", "LICENSE-weights", "figures/strip.png"} <= written
+    assert {"figures/photos.jpg", "figures/best_median_worst.jpg"} <= written
+    card = (out / "README.md").read_text()
+    assert "# amd\n" in card
+    assert card.index("figures/photos.jpg") < card.index("## Limitations")
+    assert card.index("figures/best_median_worst.jpg") > card.index("## Limitations")
+    (out / "figures" / "photos.jpg").unlink()
+    with pytest.raises(RuntimeError, match=r"links figures/photos\.jpg, which is missing"):
+        check_repository(out)
 
 
 def test_the_script_publishes_in_one_commit(
     script: Any, checkpoint: Path, hub: LoopbackHub, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert script.main(["org/amd", "--model", str(checkpoint)]) == 0
+    assert script.main(["org/amd", "--model", str(checkpoint), "--num-scenes", "0"]) == 0
     repository = hub.repository("models", "org/amd")
     assert len(repository.history) == 2
     assert f"revision='{repository.revisions['main']}'" in capsys.readouterr().out

@@ -19,6 +19,7 @@ from amd_hf import (
     ZeroShotObjectSegmentationPipeline,
 )
 from amd_hf.hub.export import AUTO_CLASSES, TASK, check_repository, export_repository
+from amd_hf.hub.pictures import CardPicture
 from amd_hf.hub.publish import publish_folder
 
 from .clean_environment import make_site, run_python
@@ -85,7 +86,7 @@ def exported(model: AMDModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
         model,
         base / "repository",
         card="---\nlicense: other\n---\n# A card\n",
-        pictures={"figures/strip.png": picture},
+        pictures=[CardPicture(picture, "A strip")],
         companions_from=source,
     )
 
@@ -208,17 +209,35 @@ def test_an_incomplete_repository_is_named(exported: Path, tmp_path: Path) -> No
         check_repository(broken)
 
 
+@pytest.mark.parametrize(
+    "link", ["![Where it fails](figures/fails.jpg)", "[terms](LICENSE-weights)", "![x](../x.png)"]
+)
+def test_a_card_with_a_dead_link_is_refused(model: AMDModel, tmp_path: Path, link: str) -> None:
+    card = f"---\nlicense: mit\n---\n# A card\n[web](https://example.org/a.png) {link}\n"
+    with pytest.raises(RuntimeError, match="which is missing"):
+        export_repository(model, tmp_path / "repository", card=card)
+
+
+def test_code_in_a_card_is_no_link(model: AMDModel, tmp_path: Path) -> None:
+    card = "---\nlicense: mit\n---\n# A card\n```python\nfound[0](image)\n```\n[below](#a-card)\n"
+    assert export_repository(model, tmp_path / "repository", card=card).is_dir()
+
+
 def test_a_card_without_its_license_file_is_refused(model: AMDModel, tmp_path: Path) -> None:
     card = "---\nlicense: other\nlicense_name: mine\nlicense_link: LICENSE-weights\n---\n# A card\n"
-    with pytest.raises(RuntimeError, match="links the license LICENSE-weights, which is missing"):
+    with pytest.raises(RuntimeError, match="links LICENSE-weights, which is missing"):
         export_repository(model, tmp_path / "repository", card=card)
 
 
 def test_bad_arguments(model: AMDModel, exported: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="empty or absent"):
         export_repository(model, exported)
+    absent = CardPicture(tmp_path / "absent.png", "Not there")
     with pytest.raises(ValueError, match="existing files"):
-        export_repository(model, tmp_path / "x", pictures={"a.png": tmp_path / "absent.png"})
+        export_repository(model, tmp_path / "x", pictures=[absent])
+    same_name = CardPicture(tmp_path / "other" / "absent.png", "Of the same name")
+    with pytest.raises(ValueError, match="different file names"):
+        export_repository(model, tmp_path / "y", pictures=[absent, same_name])
 
 
 @pytest.fixture

@@ -14,7 +14,6 @@ from PIL import Image
 from amd_hf import DEFAULT_CHECKPOINT, AMDConfig, AMDImageProcessor, AMDModel
 from amd_hf.cli import demo_actions as actions
 from amd_hf.cli import demo_models as models
-from amd_hf.cli import demo_pictures as pictures
 from amd_hf.cli import demo_uploads as uploads
 from amd_hf.data.synthetic_objects import generate_clip
 from amd_hf.video_amd import FrameStream, VideoWriter
@@ -201,26 +200,6 @@ def test_the_result_has_every_frame_once_and_in_order(
     assert result.object_share == pytest.approx(np.mean(masks) / 255)
     for video in (result.object_video, result.segment_video):
         assert [f.shape for f in FrameStream(video)] == [(64, 192, 3)] * num_frames
-
-
-def test_the_motion_view_is_white_where_nothing_moves_on_its_own() -> None:
-    flow = np.full((2, 20, 30), 7.0, np.float32)  # the camera pans
-    picture, scale = pictures.relative_motion(flow, pictures.MIN_FLOW_SCALE)
-    assert (picture == 255).all()
-    assert scale == pictures.MIN_FLOW_SCALE
-    flow[0, 5:9, 5:9] += 3  # and something moves against it
-    picture, scale = pictures.relative_motion(flow, scale)
-    assert (picture[5:9, 5:9] != 255).any(axis=-1).all()
-    assert (picture[10:] == 255).all()
-    assert scale == pytest.approx(3)
-    assert pictures.relative_motion(flow * 0, scale)[1] == scale, "a scale never shrinks"
-
-
-def test_most_likely_segments_cover_every_pixel_once() -> None:
-    soft = np.random.default_rng(0).random((4, 8, 9), dtype=np.float32)
-    hard = pictures.most_likely(soft)
-    assert np.array_equal(hard.sum(axis=0), np.ones((8, 9)))
-    assert np.array_equal(hard.argmax(axis=0), soft.argmax(axis=0))
 
 
 def test_adaptation_changes_a_copy_and_reports(tiny_model: AMDModel) -> None:

@@ -7,11 +7,14 @@ import pytest
 from PIL import Image
 
 from amd_hf.visualization import (
+    MIN_MOTION_SCALE,
     OBJECT_COLOR,
     contact_sheet,
     flow_to_rgb,
+    most_likely,
     overlay_object,
     overlay_segments,
+    relative_motion_to_rgb,
     segment_colors,
     soft_mask_to_rgb,
 )
@@ -128,6 +131,26 @@ def test_flow_saturation_is_the_length_and_scale_is_shared_by_both_axes() -> Non
     diagonal = np.ones((2, 40, 10), dtype=np.float32)  # 45 degrees whatever the aspect ratio
     wide = np.ones((2, 10, 40), dtype=np.float32)
     assert np.array_equal(flow_to_rgb(diagonal)[0, 0], flow_to_rgb(wide)[0, 0])
+
+
+def test_the_motion_view_is_white_where_nothing_moves_on_its_own() -> None:
+    flow = np.full((2, 20, 30), 7.0, np.float32)  # the camera pans
+    picture, scale = relative_motion_to_rgb(flow, MIN_MOTION_SCALE)
+    assert (picture == 255).all()
+    assert scale == MIN_MOTION_SCALE
+    flow[0, 5:9, 5:9] += 3  # and something moves against it
+    picture, scale = relative_motion_to_rgb(flow, scale)
+    assert (picture[5:9, 5:9] != 255).any(axis=-1).all()
+    assert (picture[10:] == 255).all()
+    assert scale == pytest.approx(3)
+    assert relative_motion_to_rgb(flow * 0, scale)[1] == scale, "a scale never shrinks"
+
+
+def test_most_likely_segments_cover_every_pixel_once() -> None:
+    soft = np.random.default_rng(0).random((4, 8, 9), dtype=np.float32)
+    hard = most_likely(soft)
+    assert np.array_equal(hard.sum(axis=0), np.ones((8, 9)))
+    assert np.array_equal(hard.argmax(axis=0), soft.argmax(axis=0))
 
 
 def test_color_wheel_is_closed_and_saturated() -> None:

@@ -18,9 +18,15 @@ from PIL import Image
 
 from amd_hf import AMDImageProcessor, AMDModel
 from amd_hf.adaptation_amd import adapt_to_video, adaptation_scale
-from amd_hf.cli.demo_pictures import MIN_FLOW_SCALE, most_likely, relative_motion
+from amd_hf.image_processing_amd import resize_masks
 from amd_hf.video_amd import VideoWriter
-from amd_hf.visualization import overlay_object, overlay_segments
+from amd_hf.visualization import (
+    MIN_MOTION_SCALE,
+    most_likely,
+    overlay_object,
+    overlay_segments,
+    relative_motion_to_rgb,
+)
 
 MAX_ADAPT_STEPS = 100
 MAX_ADAPT_SECONDS = 100.0
@@ -61,7 +67,7 @@ def soft_segments(model: AMDModel, processor: AMDImageProcessor, frame: Frame) -
         Soft masks of shape (K, H, W), float32 in [0, 1].
     """
     outputs = model(**processor(frame, return_tensors="pt").to(model.device))
-    return _soft_masks(outputs, processor, [frame])[0]
+    return _soft_masks(outputs, [frame])[0]
 
 
 @torch.inference_mode()
@@ -84,21 +90,14 @@ def segment_pair(
     pair: Any = [[frame, next_frame]]
     outputs = model(**processor(pair, return_tensors="pt").to(model.device))
     flows = outputs.segment_flow_12[0], -outputs.segment_flow_21[0]
-    masks = _soft_masks(outputs, processor, [frame, next_frame])
+    masks = _soft_masks(outputs, [frame, next_frame])
     return masks, [flow.float().cpu().numpy() for flow in flows]
 
 
-def _soft_masks(
-    outputs: Any, processor: AMDImageProcessor, frames: Sequence[Frame]
-) -> list[SoftMasks]:
+def _soft_masks(outputs: Any, frames: Sequence[Frame]) -> list[SoftMasks]:
+    masks = outputs.segment_masks.flatten(0, -4)  # (B, K, h, w), pairs as two images
     sizes = [(frame.shape[0], frame.shape[1]) for frame in frames]
-    segments = [
-        processor.post_process_object_segmentation(
-            outputs, sizes, object_segment=segment, return_soft_masks=True
-        )
-        for segment in range(outputs.segment_masks.shape[-3])
-    ]
-    return [torch.stack(masks).cpu().numpy() for masks in zip(*segments, strict=True)]
+    return [soft.cpu().numpy() for soft in resize_masks(masks, sizes)]
 
 
 def adapt(
@@ -160,7 +159,7 @@ def write_video_result(
     """
     paths = folder / "object.mp4", folder / "segments.mp4", folder / "masks.zip"
     chosen = model.config.object_segment
-    shares, scale = [], MIN_FLOW_SCALE
+    shares, scale = [], MIN_MOTION_SCALE
     with (
         VideoWriter(paths[0], fps) as objects,
         VideoWriter(paths[1], fps) as segments,
@@ -170,7 +169,7 @@ def write_video_result(
             mask = soft[chosen] > threshold
             objects.write(np.hstack([frame, overlay_object(frame, mask)]))
             colors = overlay_segments(frame, most_likely(soft), chosen)
-            motion, scale = relative_motion(flow, scale)
+            motion, scale = relative_motion_to_rgb(flow, scale)
             segments.write(np.hstack([colors, _resize(motion, frame.shape[:2])]))
             shares.append(float(mask.mean()))
             with archive.open(f"{index:05d}.png", "w") as file:

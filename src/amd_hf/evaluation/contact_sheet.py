@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from amd_hf.data.annotations import read_frame
@@ -18,7 +19,7 @@ NUM_PER_GROUP = 3
 
 
 def thumbnail(prediction: Prediction, selected: int, threshold: float) -> bytes:
-    """Frame, reference (green) and prediction side by side.
+    """Frame, reference (green) and prediction of an evaluation side by side.
 
     Args:
         prediction: Soft masks and reference of one frame.
@@ -28,17 +29,32 @@ def thumbnail(prediction: Prediction, selected: int, threshold: float) -> bytes:
     Returns:
         A JPEG file, 144 pixels high.
     """
-    height, width = prediction.reference.shape
+    found = prediction.soft_masks[selected] > threshold
+    return triptych(read_frame(prediction.frame.image), prediction.reference, found)
+
+
+def triptych(image: Image.Image, reference: NDArray[np.bool_], found: NDArray[np.bool_]) -> bytes:
+    """Frame, reference (green) and found object side by side.
+
+    Args:
+        image: The frame.
+        reference: Its true mask of shape (H, W).
+        found: The found mask of shape (H, W).
+
+    Returns:
+        A JPEG file, 144 pixels high.
+    """
+    height, width = reference.shape
     size = (max(1, round(width * THUMBNAIL_HEIGHT / height)), THUMBNAIL_HEIGHT)
-    frame = np.asarray(read_frame(prediction.frame.image).resize(size, Image.Resampling.BILINEAR))
-    reference, found = (
+    frame = np.asarray(image.resize(size, Image.Resampling.BILINEAR))
+    small_reference, small_found = (
         np.asarray(Image.fromarray(mask).resize(size, Image.Resampling.NEAREST))
-        for mask in (prediction.reference, prediction.soft_masks[selected] > threshold)
+        for mask in (reference, found)
     )
     panels = [
         frame,
-        overlay_object(frame, reference, color=REFERENCE_COLOR),
-        overlay_object(frame, found),
+        overlay_object(frame, small_reference, color=REFERENCE_COLOR),
+        overlay_object(frame, small_found),
     ]
     buffer = io.BytesIO()
     Image.fromarray(np.concatenate(panels, axis=1)).save(buffer, "JPEG", quality=85)

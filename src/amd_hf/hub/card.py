@@ -11,6 +11,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from amd_hf import AMDForSemanticSegmentation, AMDPreTrainedModel
 from amd_hf.evaluation.report import load_result, render_report
+from amd_hf.hub.pictures import CardPicture
 
 PROVENANCE_FILE = "provenance.json"
 PROVENANCE_KEYS = ("pretrained_inputs", "ground_truth", "sources", "training", "weights_license")
@@ -38,7 +39,7 @@ def fill_model_card(
     model: AMDPreTrainedModel,
     results: Sequence[Mapping[str, Any]] = (),
     provenance: Mapping[str, Any],
-    pictures: Sequence[tuple[str, str]] = (),
+    pictures: Sequence[CardPicture] = (),
 ) -> str:
     """Returns the text of a model card with valid Hub metadata, `model-index` included.
 
@@ -48,7 +49,7 @@ def fill_model_card(
         model: The model; its size and settings are stated.
         results: Results of `amd-hf evaluate`; the card says so where there are none.
         provenance: What the weights were made from; see `read_provenance`.
-        pictures: Path in the repository and caption of each picture.
+        pictures: Those of results stand at the top, those of failures under "Limitations".
 
     Raises:
         ValueError: If the template is missing or leaves a place unfilled.
@@ -64,7 +65,8 @@ def fill_model_card(
         model_facts=_model_facts(model),
         provenance=provenance,
         results_table=render_report([dict(result) for result in results]) if results else "",
-        pictures=pictures,
+        pictures=[picture for picture in pictures if not picture.shows_failures],
+        failure_pictures=[picture for picture in pictures if picture.shows_failures],
     )
     text = str(card)
     if "{{" in text or "{%" in text:

@@ -7,8 +7,9 @@ classes other than the saved one, licenses, pictures) is added, and what must be
 from __future__ import annotations
 
 import json
+import re
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from amd_hf import (
     AMDPreTrainedModel,
     ZeroShotObjectSegmentationPipeline,
 )
+from amd_hf.hub.pictures import CardPicture
 from amd_hf.hub.publish import check_folder
 
 TASK = "zero-shot-object-segmentation"
@@ -32,6 +34,9 @@ AUTO_CLASSES = {
 }
 # Files beside the weights of a checkpoint that belong to them wherever they go.
 COMPANIONS = ("LICENSE*", "NOTICE*", "provenance.json", "training_*.json")
+# Target of a Markdown link or picture that is neither an anchor nor a mail address.
+RELATIVE_LINK = re.compile(r"\]\(((?!#|mailto:)[^)\s]+)\)")
+CODE_BLOCK = re.compile(r"^```.*?^```", re.DOTALL | re.MULTILINE)
 
 
 def export_repository(
@@ -40,7 +45,7 @@ def export_repository(
     *,
     image_processor: AMDImageProcessor | None = None,
     card: str | None = None,
-    pictures: Mapping[str, Path] | None = None,
+    pictures: Sequence[CardPicture] = (),
     companions_from: str | Path | None = None,
 ) -> Path:
     """Writes everything that a Hub repository of `model` holds.
@@ -53,14 +58,14 @@ def export_repository(
         output_dir: Folder to create; it must be empty or absent.
         image_processor: The model's image processor; made from its configuration if None.
         card: Text of the model card with its metadata; no README.md is written if None.
-        pictures: Picture files by the name that the card gives them, e.g. `figures/strip.png`.
+        pictures: The pictures of the card, in its folder `figures`.
         companions_from: Checkpoint folder whose licenses and provenance go along.
 
     Returns:
         The folder.
 
     Raises:
-        ValueError: If the folder holds files already, or a picture is missing.
+        ValueError: If the folder holds files already, a picture is missing, or two share a name.
         RuntimeError: If the written repository is incomplete.
     """
     output_dir = Path(output_dir)
@@ -80,10 +85,12 @@ def export_repository(
         pipeline.save_pretrained(output_dir)
     _complete_config(output_dir / "config.json", needs_pipeline=not is_semantic)
     _copy_code(output_dir)
-    for name, picture in (pictures or {}).items():
-        if not Path(picture).is_file():
-            raise ValueError(f"`pictures` must name existing files, got {picture} for {name!r}.")
-        _copy(Path(picture), output_dir / name)
+    if len({picture.path for picture in pictures}) < len(pictures):
+        raise ValueError("`pictures` must have different file names; rename one of them.")
+    for picture in pictures:
+        if not picture.file.is_file():
+            raise ValueError(f"`pictures` must be existing files, got {picture.file}.")
+        _copy(picture.file, output_dir / picture.path)
     for companion in _companions(companions_from):
         _copy(companion, output_dir / companion.name)
     if card is not None:
@@ -99,7 +106,7 @@ def check_repository(folder: str | Path) -> None:
         folder: The folder that `export_repository` wrote.
 
     Raises:
-        RuntimeError: If a file, an entry of config.json or the linked license is missing.
+        RuntimeError: If a file, an entry of config.json or a file that the card links is missing.
         ValueError: If the folder holds pickled weights.
     """
     folder = Path(folder)
@@ -114,9 +121,17 @@ def check_repository(folder: str | Path) -> None:
     if lacking := sorted(AUTO_CLASSES.keys() - config.get("auto_map", {}).keys()):
         raise RuntimeError(f"`auto_map` in {folder / 'config.json'} lacks {', '.join(lacking)}.")
     if (folder / "README.md").is_file():
-        link = getattr(ModelCard.load(folder / "README.md").data, "license_link", None)
-        if link and "://" not in link and link not in files:
-            raise RuntimeError(f"The card in {folder} links the license {link}, which is missing.")
+        _check_links(folder, ModelCard.load(folder / "README.md"))
+
+
+def _check_links(folder: Path, card: ModelCard) -> None:
+    """Raises a RuntimeError if the card links a file of the repository that is not there."""
+    links = set(RELATIVE_LINK.findall(CODE_BLOCK.sub("", card.text)))
+    if license_link := getattr(card.data, "license_link", None):
+        links.add(license_link)
+    missing = sorted(link for link in links if "://" not in link and not (folder / link).is_file())
+    if missing:
+        raise RuntimeError(f"The card in {folder} links {', '.join(missing)}, which is missing.")
 
 
 def _complete_config(file: Path, needs_pipeline: bool) -> None:

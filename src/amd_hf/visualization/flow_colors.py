@@ -17,6 +17,9 @@ _WHEEL_CORNERS = (
     (255, 0, 255),
 )
 
+MIN_MOTION_SCALE = 1.0
+"""Length in pixels that gets the full color at least: less is noise, and must look like it."""
+
 
 def flow_to_rgb(flow: ArrayLike, max_magnitude: float | None = None) -> NDArray[np.uint8]:
     """A flow field in the usual color wheel: hue is the direction, saturation the length.
@@ -50,6 +53,26 @@ def flow_to_rgb(flow: ArrayLike, max_magnitude: float | None = None) -> NDArray[
     first, second = wheel[lower % len(wheel)], wheel[(lower + 1) % len(wheel)]
     hue = first + (second - first) * share
     return np.rint(255 + (hue - 255) * saturation).astype(np.uint8)
+
+
+def relative_motion_to_rgb(
+    flow: NDArray[np.float32], scale: float = MIN_MOTION_SCALE
+) -> tuple[NDArray[np.uint8], float]:
+    """The colors of what moves against the rest, and the scale for the next frame of a video.
+
+    The median motion is left out: it is mostly the camera's, and would color everything.
+
+    Args:
+        flow: Offsets (u right, v down) of shape (2, H, W) in pixels.
+        scale: Length in pixels that got the full color so far; it only grows, so that a video
+            does not flicker.
+
+    Returns:
+        uint8 array of shape (H, W, 3), white where nothing moves on its own, and the scale.
+    """
+    relative = flow - np.median(flow, axis=(1, 2), keepdims=True)
+    scale = max(scale, float(np.percentile(np.hypot(relative[0], relative[1]), 99)))
+    return flow_to_rgb(relative, max_magnitude=scale), scale
 
 
 def color_wheel() -> NDArray[np.float32]:

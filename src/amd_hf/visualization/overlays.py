@@ -89,6 +89,19 @@ def overlay_segments(
     return _outline(drawn, masks.argmax(axis=0) == object_segment, (255, 255, 255))
 
 
+def most_likely(soft_masks: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Masks with 1 where a segment is the most likely one, else 0.
+
+    Args:
+        soft_masks: Segment masks of shape (K, H, W).
+
+    Returns:
+        float32 array of shape (K, H, W) that sums to 1 over K.
+    """
+    segments = np.arange(len(soft_masks))[:, None, None]
+    return (soft_masks.argmax(axis=0)[None] == segments).astype(np.float32)
+
+
 def soft_mask_to_rgb(soft_mask: ArrayLike, color: Color = OBJECT_COLOR) -> NDArray[np.uint8]:
     """A probability map as black (0) over `color` to white (1).
 
