@@ -6,8 +6,11 @@ import json
 import logging
 import shlex
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
+
+from amd_hf.whole_files import written_aside
 
 PROGRAM = "amd-hf evaluate"
 EXIT_WRONG_INPUT = 2
@@ -242,11 +245,12 @@ def _check_writable(path: Path | None) -> None:
     if path.is_dir():
         raise ValueError(f"{path} is a folder; name a file to write.")
     path.parent.mkdir(parents=True, exist_ok=True)
-    existed = path.exists()
-    with path.open("ab"):
+    if path.exists():
+        with path.open("ab"):
+            pass
+    # Not by a file of that name: killed here, an empty one would be left to be taken for a result.
+    with tempfile.TemporaryFile(dir=path.parent):
         pass
-    if not existed:
-        path.unlink()
 
 
 def load_model(model: str | None, device: str | None, *, is_semantic: bool) -> tuple[Any, Any, str]:
@@ -304,15 +308,14 @@ def _one_line(error: BaseException) -> str:
 
 def write_json(path: Path, result: dict[str, Any]) -> None:
     """Writes a result by rename, so that a crash leaves no half file."""
-    partial = path.with_name(f"{path.name}.tmp")
-    partial.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    partial.replace(path)
+    with written_aside(path) as partial:
+        partial.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
 def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Writes the plain columns of the rows."""
+    """Writes the plain columns of the rows, by rename."""
     columns = [key for key in rows[0] if key not in NESTED_COLUMNS]
-    with path.open("w", newline="", encoding="utf-8") as file:
+    with written_aside(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns, extrasaction="ignore")
         writer.writeheader()
         writer.writerows(rows)

@@ -8,9 +8,11 @@ on interruptions.
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import shutil
 import tarfile
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict
@@ -29,10 +31,12 @@ from amd_hf.data.packing_clips import (
     write_atomically,
 )
 from amd_hf.data.sources import ClipSource
+from amd_hf.whole_files import sync_path
 
 INDEX_NAME = "index.json"
 SETTINGS_NAME = "packing.json"
 PARTS_FOLDER = "parts"
+PARTIAL_SUFFIX = ".partial"
 CARD = """---
 pretty_name: {title}
 configs:
@@ -89,6 +93,7 @@ def pack_clips(
     folder.mkdir(parents=True, exist_ok=True)
     videos = plan_windows(source, settings)
     _claim(folder, settings, videos)
+    _remove_leftovers(folder)
     if (folder / INDEX_NAME).is_file():
         return dict(json.loads((folder / INDEX_NAME).read_text(encoding="utf-8")))
     parts = folder / PARTS_FOLDER
@@ -127,6 +132,14 @@ def _claim(
     write_atomically(path, json.dumps(wanted, indent=1).encode())
 
 
+def _remove_leftovers(folder: Path) -> None:
+    """Deletes what a killed run left half written, and the parts of a finished one."""
+    for path in folder.glob(f"*{PARTIAL_SUFFIX}"):
+        path.unlink(missing_ok=True)
+    if (folder / INDEX_NAME).is_file():
+        shutil.rmtree(folder / PARTS_FOLDER, ignore_errors=True)
+
+
 def _make_parts(
     source: ClipSource,
     videos: Sequence[tuple[str, list[tuple[int, int]]]],
@@ -163,6 +176,15 @@ _worker_source: list[ClipSource] = []
 def _set_source(source: ClipSource) -> None:
     """Keeps the source in a worker process, so that it is sent once only."""
     _worker_source[:] = [source]
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """Ends a worker whose parent was killed; it would wait for work for ever."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _make_part_of_source(
@@ -200,12 +222,13 @@ def _make_shards(
         chosen = [clips[int(place)] for place in order[first : first + settings.clips_per_shard]]
         path = folder / f"shard-{len(shards):05d}.tar"
         if not path.is_file():
-            partial = path.with_suffix(".partial")
+            partial = path.with_name(f"{path.name}{PARTIAL_SUFFIX}")
             with tarfile.open(partial, "w", format=tarfile.GNU_FORMAT) as archive:
                 for number, position in chosen:
                     for name, offset, size in members[number][position]:
                         data = read_tar_member(parts / f"{number:06d}.tar", offset, size)
                         add_member(archive, name, data)
+            sync_path(partial)
             partial.replace(path)
         shards.append({"name": path.name, "clips": len(chosen), "bytes": path.stat().st_size})
     return {

@@ -19,6 +19,7 @@ from amd_hf.data.counting import SkippedPairError
 from amd_hf.data.decoding import DECODE_ERRORS, screen_pair
 from amd_hf.data.encoding import encode_jpeg, shrink
 from amd_hf.data.sources import Clip, ClipSource
+from amd_hf.whole_files import sync_path
 
 # Frames of this many windows are held in memory at once.
 WINDOWS_PER_READ = 8
@@ -109,8 +110,10 @@ def make_part(
     report: dict[str, Any] = {"video": video, "clips": 0, "skipped": {}}
     if not windows:
         report["skipped"]["too_short"] = 1
+    # By rename: the worker of a killed run may still be writing the same part.
     path = parts / f"{number:06d}.tar"
-    with tarfile.open(path, "w", format=tarfile.GNU_FORMAT) as archive:
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    with tarfile.open(partial, "w", format=tarfile.GNU_FORMAT) as archive:
         for index, start, encoded in _read_windows(source, windows, settings):
             try:
                 frames, meta = _pack_window(source.clip(index), start, encoded, settings)
@@ -122,6 +125,8 @@ def make_part(
             _add_clip(archive, key, frames, meta)
             report["clips"] += 1
             report.update(fps=meta.get("fps"), height=meta["height"], width=meta["width"])
+    sync_path(partial)
+    partial.replace(path)
     write_atomically(report_path(parts, number), json.dumps(report).encode())
 
 
@@ -220,7 +225,7 @@ def add_member(archive: tarfile.TarFile, name: str, data: bytes) -> None:
 
 def write_atomically(path: Path, data: bytes) -> None:
     """Writes a file under another name and renames it when it is on the disk."""
-    partial = path.with_name(f"{path.name}.partial")
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     with partial.open("wb") as file:
         file.write(data)
         file.flush()

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import logging
-import os
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 import torch
 
 from amd_hf.evaluation.scoring import ScoredRows
+from amd_hf.whole_files import written_aside
 
 logger = logging.getLogger(__name__)
 
@@ -79,11 +79,8 @@ class EvaluationProgress:
                 arrays[f"curves/{name}"] = np.stack(scored.curves)
             joined = b"".join(scored.thumbnails.values())
             arrays[f"thumbnails/{name}"] = np.frombuffer(joined, dtype=np.uint8)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.path.with_name(f"{self.path.name}.{os.getpid()}.tmp")
-        with partial.open("wb") as file:
+        with written_aside(self.path) as partial, partial.open("wb") as file:
             np.savez(file, **arrays)
-        partial.replace(self.path)
 
     def finish(self) -> None:
         """Removes the state file."""

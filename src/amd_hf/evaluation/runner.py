@@ -31,6 +31,7 @@ from amd_hf.evaluation.scoring import (
 from amd_hf.evaluation.settings import EvaluationSettings
 from amd_hf.image_processing_amd import AMDImageProcessor
 from amd_hf.modeling_amd import AMDModel
+from amd_hf.whole_files import written_aside
 
 logger = logging.getLogger(__name__)
 
@@ -105,9 +106,9 @@ def evaluate_benchmark(
                 name: run.brief(run.score(name, predictor)) for name, predictor in others.items()
             }
         if contact_sheet is not None:
-            save_contact_sheet(
-                Path(contact_sheet), scored.rows, scored.thumbnails, DECIDING[opened.kind]
-            )
+            with written_aside(Path(contact_sheet)) as partial:
+                measure = DECIDING[opened.kind]
+                save_contact_sheet(partial, scored.rows, scored.thumbnails, measure)
         state.finish()
     result["seconds"] = round(time.monotonic() - started, 1)
     return result

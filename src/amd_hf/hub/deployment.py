@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from amd_hf import AMDImageProcessor, AMDModel, AMDModelOutput
+from amd_hf.whole_files import written_aside
 
 INPUT_NAME = "pixel_values"
 OUTPUT_NAMES = ("segment_logits", "segment_masks")
@@ -116,8 +117,7 @@ def export_onnx(model: AMDModel, path: str | Path) -> Path:
     """
     _import_runtime()
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with _evaluating(model) as wrapper, _quiet_exporter():
+    with written_aside(path) as partial, _evaluating(model) as wrapper, _quiet_exporter():
         program = torch.onnx.export(
             wrapper,
             (_example(model),),
@@ -128,9 +128,9 @@ def export_onnx(model: AMDModel, path: str | Path) -> Path:
             dynamic_shapes={INPUT_NAME: _dynamic_shape()},
             verbose=False,
         )
-    assert program is not None
-    program.save(str(path), external_data=False)
-    check_parity(model, OnnxSegmenter(path))
+        assert program is not None
+        program.save(str(partial), external_data=False)
+        check_parity(model, OnnxSegmenter(partial))
     return path
 
 
@@ -150,13 +150,12 @@ def export_program(model: AMDModel, path: str | Path) -> Path:
         RuntimeError: If the program computes other masks than the model.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with _evaluating(model) as wrapper:
+    with written_aside(path) as partial, _evaluating(model) as wrapper:
         program = torch.export.export(
             wrapper, (_example(model),), dynamic_shapes=(_dynamic_shape(),)
         )
-        torch.export.save(program, str(path))
-    check_parity(model, ProgramSegmenter(path))
+        torch.export.save(program, str(partial))
+        check_parity(model, ProgramSegmenter(partial))
     return path
 
 
@@ -177,9 +176,9 @@ def quantize_dynamic(source: str | Path, path: str | Path) -> Path:
         ImportError: If ONNX Runtime is not installed.
     """
     quantization = _import_quantization()
-    with _quiet_exporter():
+    with written_aside(Path(path)) as partial, _quiet_exporter():
         quantization.quantize_dynamic(
-            str(source), str(path), weight_type=quantization.QuantType.QUInt8
+            str(source), str(partial), weight_type=quantization.QuantType.QUInt8
         )
     return Path(path)
 
@@ -207,24 +206,21 @@ def quantize_static(source: str | Path, path: str | Path, batches: Iterable[Tens
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     reader = _CalibrationReader(batches)
-    prepared = Path(path).with_suffix(".prepared.onnx")
-    with _quiet_exporter():
+    with written_aside(Path(path)) as partial, _quiet_exporter():
+        prepared = partial.with_suffix(".prepared.onnx")
         # Folds batch normalization into the convolutions, which static quantization relies on.
         quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
-        try:
-            quantization.quantize_static(
-                str(prepared),
-                str(path),
-                reader,
-                quant_format=quantization.QuantFormat.QDQ,
-                per_channel=True,
-                activation_type=quantization.QuantType.QUInt8,
-                weight_type=quantization.QuantType.QInt8,
-                op_types_to_quantize=["Conv", "Add", "MaxPool", "Relu"],
-                nodes_to_exclude=[_last_convolution(prepared)],
-            )
-        finally:
-            prepared.unlink(missing_ok=True)
+        quantization.quantize_static(
+            str(prepared),
+            str(partial),
+            reader,
+            quant_format=quantization.QuantFormat.QDQ,
+            per_channel=True,
+            activation_type=quantization.QuantType.QUInt8,
+            weight_type=quantization.QuantType.QInt8,
+            op_types_to_quantize=["Conv", "Add", "MaxPool", "Relu"],
+            nodes_to_exclude=[_last_convolution(prepared)],
+        )
     return Path(path)
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import pickle
 import re
 import shutil
@@ -21,11 +20,12 @@ from typing import Any
 
 import torch
 
+from amd_hf.whole_files import PARTIAL_PREFIX, sync_path
+
 logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
 STEP_FOLDER = re.compile(r"step_(\d+)")
-PARTIAL_PREFIX = ".partial_"
 TRASH_PREFIX = ".trash_"
 READ_SIZE = 1 << 20
 
@@ -37,15 +37,6 @@ class CheckpointError(RuntimeError):
 def checkpoint_path(output_dir: str | Path, step: int) -> Path:
     """The folder of the checkpoint after `step` optimizer steps."""
     return Path(output_dir) / f"step_{step}"
-
-
-def sync_path(path: Path) -> None:
-    """Waits until a file or folder is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def file_digest(path: Path) -> str:

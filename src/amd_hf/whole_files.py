@@ -1,0 +1,49 @@
+"""Files that are whole or absent: written aside, synced, then renamed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+PARTIAL_PREFIX = ".partial_"
+
+
+def sync_path(path: Path) -> None:
+    """Waits until a file or folder is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def written_aside(path: Path) -> Iterator[Path]:
+    """A place to write a file at that gets its own name only when it is whole and on the disk.
+
+    The place has the same file name, in a hidden folder beside it, since some writers put the name
+    into the file and others want to keep files of their own beside it. What a killed process left
+    there is deleted by the next one.
+
+    Args:
+        path: Where the file shall be when the block is through; an old one stays until then.
+
+    Yields:
+        Where to write it.
+
+    Raises:
+        OSError: If the folder cannot be written or the disk is full.
+    """
+    folder = path.parent / f"{PARTIAL_PREFIX}{path.name}"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    try:
+        yield folder / path.name
+        sync_path(folder / path.name)
+        (folder / path.name).replace(path)
+        sync_path(path.parent)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
