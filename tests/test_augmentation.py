@@ -254,7 +254,7 @@ def test_small_frames_are_enlarged() -> None:
 @pytest.mark.parametrize(
     ("arguments", "options", "message"),
     [
-        (("strong",), {}, "`preset` must be one of published, light, heavy, none, got 'strong'"),
+        (("strong",), {}, "`preset` must be one of published, light, heavy, medium, none, got 'strong'"),
         (("light", 4), {}, "`crop_size` must be one or two numbers of at least 8 pixels, got 4"),
         (("light", (32, 32, 32)), {}, "`crop_size` must be one or two numbers"),
         (("light", 32), {"flip": 1.5}, "`flip` must be a probability from 0 to 1, got 1.5"),

@@ -61,7 +61,8 @@ class AugmentationPreset:
 
 # "published": the released configuration. "light" and "heavy": the two rows of the paper's
 # augmentation study, which names the operations only; the strengths of "heavy" are those of
-# MoCo v2. "none": resize and center crop, for validation.
+# MoCo v2. "medium": ours, crops that keep at least half of the frame, so that where objects tend to
+# be stays learnable. "none": resize and center crop, for validation.
 AUGMENTATION_PRESETS: dict[str, AugmentationPreset] = {
     "published": AugmentationPreset(
         short_side=PUBLISHED_SHORT_SIDE, short_side_jitter=(0.96, 1.0), antialias=False
@@ -74,6 +75,17 @@ AUGMENTATION_PRESETS: dict[str, AugmentationPreset] = {
         contrast=0.4,
         saturation=0.4,
         hue=0.1,
+        jitter_probability=0.8,
+        gray_probability=0.2,
+    ),
+    "medium": AugmentationPreset(
+        area=(0.5, 1.0),
+        ratio=(5.0 / 6.0, 6.0 / 5.0),
+        flip=0.5,
+        brightness=0.4,
+        contrast=0.4,
+        saturation=0.4,
+        hue=0.05,
         jitter_probability=0.8,
         gray_probability=0.2,
     ),

@@ -18,6 +18,7 @@ from amd_hf.data.archives import (
     tar_members,
     zip_members,
 )
+from amd_hf.data.object_masks import MASK_SUFFIX
 from amd_hf.data.sources import (
     YOUTUBE_VOS_FPS,
     Clip,
@@ -134,7 +135,7 @@ class TarShardSource(ClipSource):
                     else:
                         samples[key] = (frames, member)
                     last = key
-                elif is_image(member.name):
+                elif is_image(member.name) and not MASK_SUFFIX.match(suffix):
                     plain[member.name.removeprefix("./")] = member
         except CutArchiveError as error:
             # The last clip may lack members, and which ones cannot be known.

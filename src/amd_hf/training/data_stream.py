@@ -17,7 +17,11 @@ from torch.utils.data import DataLoader
 from amd_hf.configuration_amd import AMDConfig
 from amd_hf.data.decoding import PairCollator, PairTransform
 from amd_hf.data.frame_pairs import frame_pairs, skip_counter
+from amd_hf.data.object_masks import ObjectMasks
 from amd_hf.training.arguments import PretrainingArguments
+
+# The objective that needs masks beside the frames.
+MASK_STAGE = "pseudo_mask"
 
 
 def source_of(text: str) -> str | list[str]:
@@ -70,7 +74,7 @@ class EndlessBatches:
     """Batches of this process for ever, and the exact position in them.
 
     Args:
-        args: The options of the run.
+        args: The options of the run: `PretrainingArguments`, or those of a subclass.
         config: The configuration of the model.
         rank: Index of this process.
         num_processes: Number of processes, which read disjoint pairs.
@@ -82,7 +86,7 @@ class EndlessBatches:
 
     def __init__(
         self,
-        args: PretrainingArguments,
+        args: Any,
         config: AMDConfig,
         rank: int = 0,
         num_processes: int = 1,
@@ -92,11 +96,10 @@ class EndlessBatches:
         from torchdata.stateful_dataloader import StatefulDataLoader
 
         self.device = torch.device(device)
-        self.transform = build_transform(args, config, is_training=True)
-        dataset = build_dataset(
-            args, args.dataset, self.transform, is_training=True, seed=args.seed
-        )
+        self.transform = self.new_transform(args, config)
+        dataset = self.new_dataset(args)
         self._counter = skip_counter(dataset)
+        self.masks = ObjectMasks(args.dataset) if MASK_STAGE in args.stages else None
         if num_processes > 1:
             if dataset.num_shards < num_processes:
                 raise ValueError(
@@ -120,6 +123,14 @@ class EndlessBatches:
             )
         self._iterator: Iterator[dict[str, Any]] | None = None
 
+    def new_transform(self, args: Any, config: AMDConfig) -> PairTransform:
+        """What turns a pair of encoded frames into a sample; subclasses bring another one."""
+        return build_transform(args, config, is_training=True)
+
+    def new_dataset(self, args: Any) -> Any:
+        """The endless stream of samples of `transform`; subclasses draw in another way."""
+        return build_dataset(args, args.dataset, self.transform, is_training=True, seed=args.seed)
+
     def __iter__(self) -> EndlessBatches:
         return self
 
@@ -128,7 +139,12 @@ class EndlessBatches:
             self._iterator = iter(self.loader)
         batch = next(self._iterator)
         pixels = batch["pixel_values"].to(self.device, non_blocking=True)
-        return {**batch, "pixel_values": self.transform.finish(pixels, batch["seed"])}
+        batch = {**batch, "pixel_values": self.transform.finish(pixels, batch["seed"])}
+        if self.masks is None:
+            return batch
+        seeds = batch["seed"].tolist()
+        crops = self.masks.crops(batch["key"], seeds, self.transform.augmentation)
+        return batch | {name: values.to(self.device) for name, values in crops.items()}
 
     def skipped(self) -> dict[str, int]:
         """Clips and pairs that this process had to leave out, by reason."""

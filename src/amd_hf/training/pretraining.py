@@ -18,7 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-import amd_hf.training.moving_objects  # noqa: F401  (registers its objectives)
+import amd_hf.training.moving_objects
+import amd_hf.training.pseudo_masks  # noqa: F401  (both register their objectives)
 from amd_hf.training.arguments import PretrainingArguments
 from amd_hf.training.data_stream import EndlessBatches, fixed_batches
 from amd_hf.training.ema import ExponentialMovingAverage

@@ -1,0 +1,71 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["amd-hf[train]"]
+# ///
+r"""Make a data set with pseudo-masks of moving objects for the `pseudo_mask` stage of pre-training.
+
+    python scripts/make_pseudo_masks.py --dataset SHARDS --output_dir MASKS_1
+    python scripts/make_pseudo_masks.py --dataset SHARDS --output_dir MASKS_2 \
+        --model_name_or_path RUN_1
+
+No labels: the first form uses classical motion alone, the second adds what a trained model sees.
+Run again after an interruption, it goes on after the last whole shard.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from amd_hf.data.frame_pairs import open_source
+from amd_hf.data.sources import ClipSource
+from amd_hf.training.data_stream import source_of
+from amd_hf.training.pseudo_mask_shards import PseudoMaskSettings, write_pseudo_masks
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Returns the arguments of the command line."""
+    defaults = PseudoMaskSettings()
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--dataset", required=True, help="clips: tar shards, a folder of frames or a zip")
+    add("--output_dir", required=True, help="folder of the shards with masks")
+    add("--model_name_or_path", default=None, help="model whose masks are added to motion")
+    add("--short_side", type=int, default=defaults.short_side, help="input size of the model")
+    add("--clips_per_shard", type=int, default=defaults.clips_per_shard)
+    return parser.parse_args()
+
+
+def show_progress(done: int, total: int) -> None:
+    """Prints how many clips are finished."""
+    print(f"\r{done} of {total} clips", end="\n" if done == total else "", file=sys.stderr)
+
+
+def main() -> int:
+    """Writes the data set; returns the exit code."""
+    arguments = parse_arguments()
+    settings = PseudoMaskSettings(
+        arguments.model_name_or_path, arguments.short_side, arguments.clips_per_shard
+    )
+    try:
+        source = open_source(source_of(arguments.dataset))
+        if not isinstance(source, ClipSource):
+            raise ValueError(
+                f"`dataset` must be local clips, got {arguments.dataset!r}; download a Hub data "
+                "set first (`hf download --repo-type dataset`)."
+            )
+        index = write_pseudo_masks(source, arguments.output_dir, settings, progress=show_progress)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(
+        f"{index['masks']} masks of {index['frames']} frames in {index['clips']} clips; left out: "
+        f"{index['skipped'] or 'none'}. Wrote {arguments.output_dir}."
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,216 @@
+"""Writes a data set of clips with pseudo-masks beside their frames; resumable by shard."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import tarfile
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from amd_hf.data.object_masks import mask_member_name
+from amd_hf.data.packing_clips import add_member, write_atomically
+from amd_hf.data.sources import ClipSource
+from amd_hf.modeling_amd import AMDModel
+from amd_hf.training.pseudo_masks import (
+    is_plausible,
+    motion_evidence,
+    object_masks,
+    pseudo_mask,
+    refine_by_color,
+)
+
+INDEX_NAME = "index.json"
+SETTINGS_NAME = "pseudo_masks.json"
+DECODE_ERRORS = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+
+
+@dataclass(frozen=True)
+class PseudoMaskSettings:
+    """What decides about the masks.
+
+    Attributes:
+        model_name_or_path: The model whose masks are added to motion; None uses motion alone.
+        short_side: Short side at which the model looks at the frames, in pixels.
+        clips_per_shard: Clips of the source of every shard.
+    """
+
+    model_name_or_path: str | None = None
+    short_side: int = 160
+    clips_per_shard: int = 250
+
+
+@dataclass
+class Counts:
+    """What became of clips and frames."""
+
+    clips: int = 0
+    frames: int = 0
+    masks: int = 0
+    skipped: dict[str, int] = field(default_factory=dict)
+
+    def skip(self, reason: str) -> None:
+        """Counts a clip that gave nothing."""
+        self.skipped[reason] = self.skipped.get(reason, 0) + 1
+
+
+def write_pseudo_masks(
+    source: ClipSource,
+    output_dir: str | os.PathLike[str],
+    settings: PseudoMaskSettings | None = None,
+    *,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Any]:
+    """Writes the clips that have a plausible object as tar shards with masks.
+
+    Interrupted at any moment, a call with the same arguments goes on after the last whole shard.
+
+    Args:
+        source: Clips of short length (all frames of a clip are held in memory).
+        output_dir: Folder of the shards; made where it is missing.
+        settings: How the masks are made; None uses motion alone.
+        progress: Called with the numbers of finished and of all clips.
+
+    Returns:
+        The content of `index.json`: settings and counts.
+
+    Raises:
+        ValueError: If the folder belongs to other settings, or no clip has a plausible object.
+        OSError: If the folder cannot be written; finished shards stay.
+    """
+    settings = settings if settings is not None else PseudoMaskSettings()
+    folder = Path(output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    _claim(folder, settings, len(source))
+    model = None
+    if settings.model_name_or_path is not None:
+        model = AMDModel.from_pretrained(settings.model_name_or_path).eval()
+    total = Counts()
+    for number, first in enumerate(range(0, len(source), settings.clips_per_shard)):
+        report = folder / f"shard-{number:05d}.json"
+        clips = range(first, min(first + settings.clips_per_shard, len(source)))
+        if not report.is_file():
+            counts = _write_shard(source, clips, report.with_suffix(".tar"), model, settings)
+            write_atomically(report, json.dumps(asdict(counts)).encode())
+        _add(total, json.loads(report.read_text(encoding="utf-8")))
+        if progress is not None:
+            progress(clips.stop, len(source))
+    if not total.masks:
+        raise ValueError(
+            f"`source` has {len(source)} clips, but none shows something that moves on its own."
+        )
+    index = {
+        "description": "clips with pseudo-masks of moving objects; no labels were used",
+        "settings": asdict(settings),
+        **asdict(total),
+    }
+    write_atomically(folder / INDEX_NAME, json.dumps(index, indent=1).encode())
+    return index
+
+
+def _claim(folder: Path, settings: PseudoMaskSettings, num_clips: int) -> None:
+    """Writes the settings into a new folder; refuses a folder of other settings."""
+    wanted = {**asdict(settings), "num_clips": num_clips}
+    path = folder / SETTINGS_NAME
+    if not path.is_file():
+        write_atomically(path, json.dumps(wanted, indent=1).encode())
+    elif (found := json.loads(path.read_text(encoding="utf-8"))) != wanted:
+        changed = ", ".join(name for name in wanted if found.get(name) != wanted[name])
+        raise ValueError(
+            f"`output_dir` {str(folder)!r} was begun with other {changed}; choose another folder "
+            "or delete it."
+        )
+
+
+def _add(total: Counts, part: dict[str, Any]) -> None:
+    total.clips += part["clips"]
+    total.frames += part["frames"]
+    total.masks += part["masks"]
+    for reason, count in part["skipped"].items():
+        total.skipped[reason] = total.skipped.get(reason, 0) + count
+
+
+def _write_shard(
+    source: ClipSource,
+    clips: range,
+    path: Path,
+    model: AMDModel | None,
+    settings: PseudoMaskSettings,
+) -> Counts:
+    """Writes one shard aside and moves it into place when it is whole."""
+    counts = Counts()
+    partial = path.with_suffix(".partial")
+    with tarfile.open(partial, "w", format=tarfile.GNU_FORMAT) as archive:
+        for index in clips:
+            clip = source.clip(index)
+            try:
+                encoded = source.read(index, range(clip.num_frames))
+                frames = _decode(encoded)
+            except DECODE_ERRORS:
+                counts.skip("unreadable")
+                continue
+            masks = list(_masks(frames, model, settings.short_side))
+            if all(mask is None for mask in masks):
+                counts.skip("no_plausible_object")
+                continue
+            key = clip.key.replace("/", "__")
+            for frame, (data, mask) in enumerate(zip(encoded, masks, strict=True)):
+                add_member(archive, f"{key}.f{frame}.{_suffix(data)}", data)
+                if mask is not None:
+                    add_member(archive, mask_member_name(key, frame), _png(mask))
+                    counts.masks += 1
+            numbers = [clip.frame_number(frame) for frame in range(clip.num_frames)]
+            meta = {"video": clip.video, "fps": clip.fps, "numbers": numbers}
+            add_member(archive, f"{key}.json", json.dumps(meta).encode())
+            counts.clips += 1
+            counts.frames += clip.num_frames
+    partial.replace(path)
+    return counts
+
+
+def _masks(frames: Tensor, model: AMDModel | None, short_side: int) -> Iterator[Tensor | None]:
+    """Yields the soft mask of each frame, or None where it shows no plausible object."""
+    seen = object_masks(model, frames, short_side) if model is not None else None
+    for index in range(len(frames)):
+        # Both neighbors, or the two frames that follow at the clip's ends.
+        near = sorted(range(len(frames)), key=lambda other: abs(other - index))[1:3]
+        evidence = motion_evidence(frames[index], frames[near])
+        mask = pseudo_mask(evidence, seen[index] if seen is not None else None)
+        if seen is not None and bool((mask > 0.5).any()):
+            mask = refine_by_color(frames[index], mask)
+        yield mask if is_plausible(mask, evidence) else None
+
+
+def _decode(encoded: list[bytes]) -> Tensor:
+    """Returns frames (T, 3, H, W) in [0, 1].
+
+    Raises:
+        ValueError: If the frames differ in size.
+    """
+    images = [np.array(Image.open(io.BytesIO(data)).convert("RGB")) for data in encoded]
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 255.0
+
+
+def _suffix(data: bytes) -> str:
+    """Returns the file-name suffix of an encoded image."""
+    kind = (Image.open(io.BytesIO(data)).format or "JPEG").lower()
+    return "jpg" if kind == "jpeg" else kind
+
+
+def _png(mask: Tensor) -> bytes:
+    """Returns a soft mask as an 8-bit PNG."""
+    stream = io.BytesIO()
+    pixels = (mask * 255.0).round().to(torch.uint8).numpy()
+    Image.fromarray(pixels).save(stream, format="PNG")
+    return stream.getvalue()
+
+
+__all__ = ["PseudoMaskSettings", "write_pseudo_masks"]

@@ -1,0 +1,245 @@
+"""Pseudo-masks: evidence from motion and a model, the shards that hold them, and the stage."""
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from amd_hf import AMDConfig, AMDModel
+from amd_hf.data.augmentation import PairAugmentation
+from amd_hf.data.frame_pairs import open_source
+from amd_hf.data.object_masks import ObjectMasks
+from amd_hf.data.synthetic_objects import generate_clip
+from amd_hf.training.arguments import PretrainingArguments
+from amd_hf.training.data_stream import EndlessBatches
+from amd_hf.training.objectives import OBJECTIVES
+from amd_hf.training.pretraining import pretrain
+from amd_hf.training.pseudo_mask_shards import PseudoMaskSettings, write_pseudo_masks
+from amd_hf.training.pseudo_masks import (
+    MotionEvidence,
+    is_plausible,
+    motion_evidence,
+    object_masks,
+    pseudo_mask,
+    refine_by_color,
+)
+
+pytest.importorskip("cv2")
+HEIGHT, WIDTH = 96, 128
+
+
+def _frames(clip_number: int = 1, num_frames: int = 3) -> tuple[torch.Tensor, np.ndarray]:
+    pixels, masks = generate_clip(num_frames, HEIGHT, WIDTH, clip_number)
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255.0, masks
+
+
+def _folder_of_clips(folder: Path, count: int = 4) -> Path:
+    for number in range(count):
+        video = folder / f"video_{number}"
+        video.mkdir(parents=True)
+        for index, pixels in enumerate(generate_clip(3, HEIGHT, WIDTH, number)[0]):
+            Image.fromarray(pixels).save(video / f"{index:05d}.jpg", quality=95)
+    return folder
+
+
+def _iou(mask: torch.Tensor, truth: np.ndarray) -> float:
+    found = mask.numpy() > 0.5
+    return float((found & truth).sum() / max((found | truth).sum(), 1))
+
+
+def _square() -> torch.Tensor:
+    mask = torch.zeros(40, 60)
+    mask[10:30, 20:40] = 1.0
+    return mask
+
+
+def test_motion_alone_finds_the_moving_objects() -> None:
+    scores = []
+    for number in range(6):
+        frames, truth = _frames(number)
+        evidence = motion_evidence(frames[1], frames[[0, 2]])
+        scores.append(_iou(pseudo_mask(evidence), truth[1]))
+    assert np.mean(scores) > 0.3
+    assert max(scores) > 0.6
+
+
+def test_two_flows_agree_more_than_one() -> None:
+    evidence = [
+        MotionEvidence(torch.full((4, 4), ratio), torch.ones(4, 4)) for ratio in (2.0, 3.0, 8.0)
+    ]
+    values = [float(pseudo_mask(item)[0, 0]) for item in evidence]
+    assert values == pytest.approx([0.0, 0.5, 1.0])
+
+
+def test_model_and_motion_add_up_as_log_odds() -> None:
+    middle = MotionEvidence(torch.full((2, 2), 3.0), torch.ones(2, 2))
+    for probability in (0.2, 0.5, 0.9):
+        seen = torch.full((2, 2), probability)
+        odds = float(pseudo_mask(middle, seen)[0, 0].logit())
+        assert odds == pytest.approx(2.0 * float(torch.tensor(probability).logit()), abs=1e-4)
+    still = MotionEvidence(torch.full((2, 2), 0.5), torch.ones(2, 2))
+    assert pseudo_mask(still, torch.full((2, 2), 0.6)).max() < 0.5
+    # Certain motion does not drown a certain model: its evidence is bounded.
+    fast = MotionEvidence(torch.full((2, 2), 100.0), torch.ones(2, 2))
+    assert pseudo_mask(fast, torch.full((2, 2), 0.01)).max() < 0.5
+
+
+@pytest.mark.parametrize("case", ["good", "small", "large", "border", "still"])
+def test_plausible_masks_are_kept(case: str) -> None:
+    mask = _square()
+    residual = torch.ones(40, 60)
+    if case == "small":
+        mask = torch.zeros(40, 60)
+        mask[0:3, 0:3] = 1.0
+    elif case == "large":
+        mask[:] = 1.0
+    elif case == "border":
+        mask = torch.zeros(40, 60)
+        mask[:4] = 1.0
+    elif case == "still":
+        residual *= 0.1
+    assert is_plausible(mask, MotionEvidence(residual * 5, residual)) is (case == "good")
+
+
+def test_colors_cut_a_mask_to_the_object() -> None:
+    truth = _square().bool()
+    frame = torch.where(truth, 0.8, 0.2).expand(3, -1, -1)
+    frame = (frame + 0.05 * torch.rand(3, 40, 60)).clamp(0, 1)
+    rough = torch.zeros(40, 60)
+    rough[8:27, 22:44] = 0.7
+    refined = refine_by_color(frame, rough)
+    assert _iou(refined > 0.4, truth.numpy()) > _iou(rough, truth.numpy()) + 0.1
+    assert torch.equal(refined, refine_by_color(frame, rough))  # no draw of its own
+    assert refined[0, 0] == 0.0
+    assert torch.equal(refine_by_color(frame, torch.zeros(40, 60)), torch.zeros(40, 60))
+
+
+def test_model_masks_do_not_depend_on_the_mirror() -> None:
+    model = AMDModel(AMDConfig.tiny()).eval()
+    frames, _ = _frames()
+    soft = object_masks(model, frames, 64)
+    mirrored = object_masks(model, frames.flip(-1), 64)
+    assert soft.shape == (3, HEIGHT, WIDTH)
+    assert torch.allclose(soft, mirrored.flip(-1), atol=0.02)
+
+
+def test_shards_hold_frames_and_masks(tmp_path: Path) -> None:
+    source = open_source(_folder_of_clips(tmp_path / "clips"))
+    index = write_pseudo_masks(source, tmp_path / "out", PseudoMaskSettings(clips_per_shard=3))
+    assert index["clips"] + sum(index["skipped"].values()) == 4
+    assert json.loads((tmp_path / "out" / "index.json").read_text()) == index
+    masks = ObjectMasks(tmp_path / "out")
+    assert len(masks) == index["masks"] > 0
+    read = open_source(tmp_path / "out")
+    assert len(read) == index["clips"]
+    clip = read.clip(0)
+    [encoded] = read.read(0, [0])
+    image = Image.open(io.BytesIO(encoded))
+    found = [masks.mask(clip.key, frame) for frame in range(clip.num_frames)]
+    assert any(mask is not None for mask in found)
+    assert all(mask is None or tuple(mask.shape[::-1]) == image.size for mask in found)
+
+
+def test_interrupted_writing_goes_on_after_the_last_whole_shard(tmp_path: Path) -> None:
+    source = open_source(_folder_of_clips(tmp_path / "clips"))
+    settings = PseudoMaskSettings(clips_per_shard=2)
+    whole = write_pseudo_masks(source, tmp_path / "whole", settings)
+
+    class StoppedError(Exception):
+        pass
+
+    def stop(done: int, total: int) -> None:
+        raise StoppedError
+
+    with pytest.raises(StoppedError):
+        write_pseudo_masks(source, tmp_path / "cut", settings, progress=stop)
+    (tmp_path / "cut" / "shard-00001.partial").write_bytes(b"half")
+    assert write_pseudo_masks(source, tmp_path / "cut", settings) == whole
+    for number in range(2):
+        name = f"shard-{number:05d}.tar"
+        assert ObjectMasks(tmp_path / "whole")._place == ObjectMasks(tmp_path / "cut")._place
+        assert (tmp_path / "whole" / name).stat().st_size == (
+            tmp_path / "cut" / name
+        ).stat().st_size
+
+
+def test_other_settings_are_refused(tmp_path: Path) -> None:
+    source = open_source(_folder_of_clips(tmp_path / "clips"))
+    write_pseudo_masks(source, tmp_path / "out", PseudoMaskSettings(clips_per_shard=3))
+    with pytest.raises(ValueError, match="begun with other clips_per_shard"):
+        write_pseudo_masks(source, tmp_path / "out", PseudoMaskSettings(clips_per_shard=2))
+
+
+def test_masks_are_cut_like_the_frames(tmp_path: Path) -> None:
+    """A mask that is painted into the frames themselves stays aligned under every crop and flip."""
+    folder = tmp_path / "shards"
+    source = open_source(_folder_of_clips(tmp_path / "clips"))
+    write_pseudo_masks(source, folder)
+    masks = ObjectMasks(folder)
+    augmentation = PairAugmentation("heavy", (48, 64))
+    key, frame = next(iter(masks._place))
+    mask = masks.mask(key, frame)
+    assert mask is not None
+    painted = mask.expand(3, -1, -1).unsqueeze(0)
+    for seed in range(8):
+        geometry = augmentation.draw_geometry(*mask.shape, seed)
+        expected = augmentation.apply_geometry(painted, geometry)[0, 0] / 255.0
+        crops = masks.crops([f"{key}/{frame}-{frame}"], [seed], augmentation)
+        assert torch.equal(crops["object_masks"][0, 0], expected)
+    assert crops["has_object_mask"].all()
+
+
+def test_folder_without_masks_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="make_pseudo_masks"):
+        ObjectMasks(tmp_path)
+
+
+def _arguments(folder: Path, output: Path, **options: object) -> PretrainingArguments:
+    return PretrainingArguments.from_recipe(
+        "moving_objects",
+        **{
+            "config_name": "tiny",
+            "dataset": str(folder),
+            "output_dir": str(output),
+            "stages": "pseudo_mask",
+            "crop_size": "64",
+            "augmentation": "medium",
+            "per_device_train_batch_size": 4,
+            "max_train_steps": 60,
+            "num_warmup_steps": 5,
+            "learning_rate": 1e-2,
+            "ema_decay": 0.0,
+            "dataloader_num_workers": 0,
+            "validation_steps": 0,
+            "checkpointing_steps": 0,
+            "num_object_segment_pairs": 0,
+            "speed_report_seconds": 0.0,
+            "logging_steps": 10,
+            **options,
+        },
+    )
+
+
+def test_batches_carry_masks_and_the_stage_learns_them(tmp_path: Path) -> None:
+    folder = tmp_path / "shards"
+    write_pseudo_masks(open_source(_folder_of_clips(tmp_path / "clips", 6)), folder)
+    args = _arguments(folder, tmp_path / "run")
+    batch = next(EndlessBatches(args, AMDConfig.tiny()))
+    assert batch["object_masks"].shape == (4, 2, 64, 64)
+    assert batch["has_object_mask"].any()
+    results = pretrain(args)
+    lines = (tmp_path / "run" / "log.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    losses = [row["loss"] for row in rows]
+    assert results["step"] == 60
+    assert losses[-1] < 0.9 * losses[0]
+
+
+def test_stage_names_a_data_set_without_masks() -> None:
+    model = AMDModel(AMDConfig.tiny())
+    with pytest.raises(ValueError, match="needs a `dataset` of scripts/make_pseudo_masks"):
+        OBJECTIVES["pseudo_mask"](model, {"pixel_values": torch.zeros(1, 2, 3, 64, 64)}, 0)
