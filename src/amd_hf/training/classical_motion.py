@@ -17,6 +17,8 @@ from torch import Tensor
 
 # Residuals are measured in units of their median; smaller medians than this (pixels) are noise.
 MIN_RESIDUAL_SCALE = 0.15
+# Rows (or columns, if fewer) of the grid of pixels that the dominant motion is fitted to.
+FIT_GRID = 48
 # A residual of 2.25 medians is still background, one of 3.75 surely moves on its own.
 RESIDUAL_LOW = 2.25
 RESIDUAL_HIGH = 3.75
@@ -120,9 +122,12 @@ def dominant_motion_residual(flow: Tensor, num_iterations: int = 12) -> tuple[Te
 
 
 def _fit_and_subtract(flow: Tensor, num_iterations: int) -> tuple[Tensor, Tensor]:
-    coarse = flow[:, :, ::2, ::2]
+    height, width = flow.shape[-2:]
+    step = max(min(height, width) // FIT_GRID, 1)
+    coarse = flow[:, :, ::step, ::step]
     vectors = coarse.flatten(2).transpose(1, 2)  # (B, N, 2)
-    basis = _polynomials(coarse)  # (N, 6)
+    whole = _polynomials(flow)  # (H * W, 6)
+    basis = whole.view(height, width, -1)[::step, ::step].flatten(0, 1)  # (N, 6)
     prior = _border_prior(coarse)
     ridge = 1e-3 * torch.eye(basis.shape[1], device=flow.device)
     weights = prior.expand(len(flow), -1)
@@ -134,8 +139,7 @@ def _fit_and_subtract(flow: Tensor, num_iterations: int) -> tuple[Tensor, Tensor
         scale = residual.median(dim=1).values.clamp(min=MIN_RESIDUAL_SCALE)
         robust = (1.0 + (residual / scale.unsqueeze(1)).square()).reciprocal().square()
         weights = robust * prior.clamp(min=0.6)
-    # The coarse grid samples every second pixel of the same coordinates.
-    fitted = _polynomials(flow) @ coefficients  # (B, H*W, 2)
+    fitted = whole @ coefficients  # (B, H*W, 2)
     fitted = fitted.transpose(1, 2).unflatten(2, flow.shape[-2:])
     return (flow - fitted).norm(dim=1), scale
 
