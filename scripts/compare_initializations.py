@@ -15,39 +15,26 @@ done; 2: the options or the data cannot be used; 143 or 130: stopped by SIGTERM 
 
 from __future__ import annotations
 
-import logging
-import os
-import signal
 import sys
 from pathlib import Path
+from typing import Any
 
-from amd_hf.training.comparison import parse_comparison_arguments
+from amd_hf.training.command_line import is_main_process, run_command
+from amd_hf.training.comparison import compare, parse_comparison_arguments
 
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the comparison with the options of the command line; returns the exit code."""
     args = parse_comparison_arguments(argv)
-    is_main = os.environ.get("RANK", "0") == "0"
-    logging.basicConfig(
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-        level=logging.INFO if is_main else logging.WARNING,
-        stream=sys.stderr,
-    )
-    for name in ("httpx", "datasets", "accelerate"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    from amd_hf.training.checkpointing import CheckpointError
-    from amd_hf.training.comparison import compare
 
-    try:
+    def action() -> dict[str, Any]:
         report = compare(args)
-    except (ValueError, ImportError, CheckpointError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    table = Path(args.options.output_dir) / "comparison.md"
-    if is_main and table.is_file():
-        print(table.read_text())
-    stopped_by = {signal.SIGTERM.name: 143, signal.SIGINT.name: 130}
-    return stopped_by.get(report["end"], 0)
+        table = Path(args.options.output_dir) / "comparison.md"
+        if is_main_process() and table.is_file():
+            print(table.read_text())
+        return report
+
+    return run_command(action)
 
 
 if __name__ == "__main__":

@@ -15,36 +15,23 @@ checkpoint (go on with --resume_from_checkpoint latest).
 
 from __future__ import annotations
 
-import logging
-import os
-import signal
 import sys
+from typing import Any
 
+from amd_hf.training.command_line import run_command
 from amd_hf.training.finetuning_arguments import parse_finetuning_arguments
 
 
 def main(argv: list[str] | None = None) -> int:
     """Runs fine-tuning with the options of the command line; returns the exit code."""
     args = parse_finetuning_arguments(argv)
-    is_main = os.environ.get("RANK", "0") == "0"
-    logging.basicConfig(
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-        level=logging.INFO if is_main else logging.WARNING,
-        stream=sys.stderr,
-    )
-    for name in ("httpx", "datasets", "accelerate"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    from amd_hf.training.checkpointing import CheckpointError
 
-    try:
+    def action() -> dict[str, Any]:
         from amd_hf.training.finetuning import finetune
 
-        results = finetune(args)
-    except (ValueError, ImportError, CheckpointError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    stopped_by = {signal.SIGTERM.name: 143, signal.SIGINT.name: 130}
-    return stopped_by.get(results["end"], 0)
+        return finetune(args)
+
+    return run_command(action)
 
 
 if __name__ == "__main__":

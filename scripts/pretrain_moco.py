@@ -13,35 +13,16 @@ writing a checkpoint (go on with --resume_from_checkpoint latest).
 
 from __future__ import annotations
 
-import logging
-import os
-import signal
 import sys
 
-from amd_hf.training.moco_training import parse_moco_arguments
+from amd_hf.training.command_line import run_command
+from amd_hf.training.moco_training import parse_moco_arguments, pretrain_moco
 
 
 def main(argv: list[str] | None = None) -> int:
     """Runs MoCo pre-training with the options of the command line; returns the exit code."""
     args = parse_moco_arguments(argv)
-    is_main = os.environ.get("RANK", "0") == "0"
-    logging.basicConfig(
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-        level=logging.INFO if is_main else logging.WARNING,
-        stream=sys.stderr,
-    )
-    for name in ("httpx", "datasets", "accelerate"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    from amd_hf.training.checkpointing import CheckpointError
-    from amd_hf.training.moco_training import pretrain_moco
-
-    try:
-        results = pretrain_moco(args)
-    except (ValueError, ImportError, CheckpointError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    stopped_by = {signal.SIGTERM.name: 143, signal.SIGINT.name: 130}
-    return stopped_by.get(results["end"], 0)
+    return run_command(lambda: pretrain_moco(args))
 
 
 if __name__ == "__main__":

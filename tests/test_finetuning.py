@@ -20,7 +20,12 @@ from amd_hf.appearance_amd import AMDBackbone
 from amd_hf.training.checkpointing import list_checkpoints
 from amd_hf.training.finetuning import FinetuningRun, finetune
 from amd_hf.training.finetuning_arguments import FinetuningArguments, parse_finetuning_arguments
-from amd_hf.training.finetuning_data import CropTransform, SemanticBatches, open_semantic_data
+from amd_hf.training.finetuning_data import (
+    CropTransform,
+    SemanticBatches,
+    draw_color_changes,
+    open_semantic_data,
+)
 from amd_hf.training.finetuning_results import BestWeights, spread_indices
 from amd_hf.training.finetuning_start import (
     amd_config_of_resnet,
@@ -102,8 +107,44 @@ def test_the_defaults_are_the_published_schedule() -> None:
     assert args.per_device_train_batch_size == 16
     assert (args.optimizer, args.learning_rate, args.momentum) == ("sgd", 0.01, 0.9)
     assert (args.lr_scheduler_type, args.poly_power) == ("poly", 0.9)
+    assert (args.weight_decay, args.min_learning_rate, args.head_lr_scale) == (5e-4, 1e-4, 1.0)
+    assert (args.num_warmup_steps, args.max_grad_norm) == (0, 0.0)
     assert args.crop_height_width() == (512, 512)
+    assert (args.short_side, args.min_scale, args.max_scale) == (512, 0.5, 2.0)
+    assert (args.max_class_share, args.flip, args.color_jitter) == (0.75, 0.5, 1.0)
     assert args.mode == "full"
+
+
+def test_the_loss_is_the_plain_cross_entropy(make: Make) -> None:
+    """No auxiliary head and no class weights: every labelled pixel of the batch counts alike."""
+    model = build_semantic_model(make(), LABELS.split(",")).eval()
+    names = {name.split(".")[0] for name, _ in model.named_parameters()}
+    assert names == {"appearance", "classifier"}
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(2, 3, 64, 64, generator=generator)
+    labels = torch.randint(0, 3, (2, 64, 64), generator=generator)
+    labels[0, :50] = 255
+    with torch.no_grad():
+        outputs = model(pixel_values=images, labels=labels)
+    scores = torch.nn.functional.interpolate(outputs.logits, size=(64, 64), mode="bilinear")
+    is_labelled = labels != 255
+    chosen = scores.log_softmax(dim=1).permute(0, 2, 3, 1)[is_labelled]
+    expected = -chosen[torch.arange(len(chosen)), labels[is_labelled]].mean()
+    torch.testing.assert_close(outputs.loss, expected)
+
+
+def test_the_color_changes_are_in_their_range() -> None:
+    seeds = torch.arange(4000).unsqueeze(1)
+    changes = draw_color_changes(seeds, 1.0)
+    lowest = torch.tensor([0.875, 0.5, 0.5, -0.1, 0.0])
+    highest = torch.tensor([1.125, 1.5, 1.5, 0.1, 0.0])
+    assert (changes >= lowest).all()
+    assert (changes <= highest).all()
+    unchanged = changes == torch.tensor([1.0, 1.0, 1.0, 0.0, 0.0])
+    assert ((unchanged.float().mean(dim=0)[:4] - 0.5).abs() < 0.03).all()
+    assert unchanged[:, 4].all()
+    half = draw_color_changes(seeds, 0.5)
+    torch.testing.assert_close(half[:, :3] - 1, (changes[:, :3] - 1) / 2)
 
 
 @pytest.mark.slow

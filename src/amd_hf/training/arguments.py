@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from amd_hf.training.options import option, parser_for
 from amd_hf.training.recipes import RECIPES, recipe_options
 
 CONFIG_NAMES = ("official", "small", "tiny")
@@ -50,10 +51,6 @@ LEAST_VALUES = {
 POSITIVE = ("learning_rate", "max_train_minutes", "checkpoints_total_limit")
 
 
-def _option(default: Any, text: str, **metadata: Any) -> Any:
-    return field(default=default, metadata={"help": text, **metadata})
-
-
 @dataclass(kw_only=True)
 class PretrainingArguments:
     """Options of a pre-training run; defaults are those of the published recipe.
@@ -62,86 +59,84 @@ class PretrainingArguments:
         ValueError: If a value is out of range or two options exclude each other.
     """
 
-    dataset: str = _option(
+    dataset: str = option(
         "",
         "folder (YouTube-VOS layout, tar shards, video files), zip, Hub data set id, or synthetic",
     )
-    output_dir: str = _option("", "folder of the weights, the step_N checkpoints and the logs")
-    recipe: str = _option("published", f"defaults to start from: {', '.join(sorted(RECIPES))}")
+    output_dir: str = option("", "folder of the weights, the step_N checkpoints and the logs")
+    recipe: str = option("published", f"defaults to start from: {', '.join(sorted(RECIPES))}")
 
-    config_name: str = _option("official", "official, small, tiny, or a folder with a config.json")
-    config_overrides: str = _option("", "changes to the configuration: name=value,name=value")
-    model_name_or_path: str | None = _option(None, "start from these weights, not from scratch")
+    config_name: str = option("official", "official, small, tiny, or a folder with a config.json")
+    config_overrides: str = option("", "changes to the configuration: name=value,name=value")
+    model_name_or_path: str | None = option(None, "start from these weights, not from scratch")
 
-    validation_dataset: str | None = _option(None, "source of the held-out clips")
-    num_validation_batches: int = _option(8, "batches of held-out pairs per validation")
-    augmentation: str = _option("published", "augmentation preset of the training pairs")
-    crop_size: str = _option("384", "side of the square crops in pixels, or HEIGHTxWIDTH")
-    flip: float | None = _option(None, "probability of a horizontal flip, if not the preset's")
-    frame_gap: str = _option("1", "frames between the two of a pair: N or MIN-MAX")
-    target_dt: str | None = _option(None, "seconds between the two frames instead: S or MIN-MAX")
-    pairs_per_clip: int = _option(1, "pairs drawn from a clip in one pass")
-    dataset_weights: str = _option("", "how often videos are drawn: name-prefix=factor,...")
-    min_difference: float = _option(0.0, "leave out pairs that differ by fewer gray levels")
-    shuffle: bool = _option(True, "permute shards and clips anew in every epoch")
-    per_device_train_batch_size: int = _option(2, "pairs per process and forward pass")
-    per_device_eval_batch_size: int = _option(2, "pairs per forward pass of the validation")
-    dataloader_num_workers: int = _option(2, "processes that decode, per training process")
+    validation_dataset: str | None = option(None, "source of the held-out clips")
+    num_validation_batches: int = option(8, "batches of held-out pairs per validation")
+    augmentation: str = option("published", "augmentation preset of the training pairs")
+    crop_size: str = option("384", "side of the square crops in pixels, or HEIGHTxWIDTH")
+    flip: float | None = option(None, "probability of a horizontal flip, if not the preset's")
+    frame_gap: str = option("1", "frames between the two of a pair: N or MIN-MAX")
+    target_dt: str | None = option(None, "seconds between the two frames instead: S or MIN-MAX")
+    pairs_per_clip: int = option(1, "pairs drawn from a clip in one pass")
+    dataset_weights: str = option("", "how often videos are drawn: name-prefix=factor,...")
+    min_difference: float = option(0.0, "leave out pairs that differ by fewer gray levels")
+    shuffle: bool = option(True, "permute shards and clips anew in every epoch")
+    per_device_train_batch_size: int = option(2, "pairs per process and forward pass")
+    per_device_eval_batch_size: int = option(2, "pairs per forward pass of the validation")
+    dataloader_num_workers: int = option(2, "processes that decode, per training process")
 
-    optimizer: str = _option("adam", "adam (weight decay as L2, as published) or adamw")
-    learning_rate: float = _option(1e-4, "highest learning rate")
-    min_learning_rate: float = _option(1e-6, "learning rate at the end of the schedule")
-    weight_decay: float = _option(1e-6, "weight decay of all parameters")
-    adam_beta1: float = _option(0.9, "decay of Adam's first moment")
-    adam_beta2: float = _option(0.999, "decay of Adam's second moment")
-    adam_epsilon: float = _option(1e-8, "epsilon of Adam")
-    motion_lr_scale: float = _option(1.0, "learning rate of the motion pathway, relative")
-    max_grad_norm: float = _option(0.0, "clip the gradient norm at this value; 0 = never")
-    gradient_accumulation_steps: int = _option(1, "forward passes per optimizer step")
-    lr_scheduler_type: str = _option("poly", f"one of {', '.join(SCHEDULES)}")
-    poly_power: float = _option(0.9, "power of the poly schedule")
-    num_warmup_steps: int = _option(0, "steps of linear learning-rate warm-up")
-    max_train_steps: int = _option(100_000, "optimizer steps of the whole run")
-    max_train_minutes: float | None = _option(None, "stop this process after so many minutes")
-    ema_decay: float = _option(0.0, "decay of the moving average of the weights; 0 = none")
+    optimizer: str = option("adam", "adam (weight decay as L2, as published) or adamw")
+    learning_rate: float = option(1e-4, "highest learning rate")
+    min_learning_rate: float = option(1e-6, "learning rate at the end of the schedule")
+    weight_decay: float = option(1e-6, "weight decay of all parameters")
+    adam_beta1: float = option(0.9, "decay of Adam's first moment")
+    adam_beta2: float = option(0.999, "decay of Adam's second moment")
+    adam_epsilon: float = option(1e-8, "epsilon of Adam")
+    motion_lr_scale: float = option(1.0, "learning rate of the motion pathway, relative")
+    max_grad_norm: float = option(0.0, "clip the gradient norm at this value; 0 = never")
+    gradient_accumulation_steps: int = option(1, "forward passes per optimizer step")
+    lr_scheduler_type: str = option("poly", f"one of {', '.join(SCHEDULES)}")
+    poly_power: float = option(0.9, "power of the poly schedule")
+    num_warmup_steps: int = option(0, "steps of linear learning-rate warm-up")
+    max_train_steps: int = option(100_000, "optimizer steps of the whole run")
+    max_train_minutes: float | None = option(None, "stop this process after so many minutes")
+    ema_decay: float = option(0.0, "decay of the moving average of the weights; 0 = none")
 
-    stages: str = _option("segment_flow", "objectives in turn: name:steps,name:steps,name")
-    motion_warmup_steps: int = _option(0, "first train the motion pathway alone for N steps")
+    stages: str = option("segment_flow", "objectives in turn: name:steps,name:steps,name")
+    motion_warmup_steps: int = option(0, "first train the motion pathway alone for N steps")
 
-    seed: int = _option(42, "seed of the weights, the order of the data and the augmentation")
-    mixed_precision: str | None = _option(None, "no, bf16 or fp16; default: accelerate's setting")
-    channels_last: bool = _option(False, "channels-last memory format (faster on GPUs)")
-    checkpointing_steps: int = _option(
+    seed: int = option(42, "seed of the weights, the order of the data and the augmentation")
+    mixed_precision: str | None = option(None, "no, bf16 or fp16; default: accelerate's setting")
+    channels_last: bool = option(False, "channels-last memory format (faster on GPUs)")
+    checkpointing_steps: int = option(
         1000, "save the full state every N steps; 0 = only at the end"
     )
-    checkpoints_total_limit: int | None = _option(3, "keep the newest N checkpoints")
-    resume_from_checkpoint: str | None = _option(None, "`latest`, or a step_N folder")
-    restart_data_stream: bool = _option(
+    checkpoints_total_limit: int | None = option(3, "keep the newest N checkpoints")
+    resume_from_checkpoint: str | None = option(None, "`latest`, or a step_N folder")
+    restart_data_stream: bool = option(
         False, "on resume start a fresh order of the data (needed after a change of world size)"
     )
-    record_samples: bool = _option(False, "write the keys of all samples to samples_rank_R.txt")
-    logging_steps: int = _option(50, "log every N steps")
-    validation_steps: int = _option(1000, "validate and draw pictures every N steps; 0 = never")
-    with_tracking: bool = _option(False, "send values and pictures to the trackers")
-    report_to: str = _option("tensorboard", "trackers: tensorboard, trackio, all, ...")
+    record_samples: bool = option(False, "write the keys of all samples to samples_rank_R.txt")
+    logging_steps: int = option(50, "log every N steps")
+    validation_steps: int = option(1000, "validate and draw pictures every N steps; 0 = never")
+    with_tracking: bool = option(False, "send values and pictures to the trackers")
+    report_to: str = option("tensorboard", "trackers: tensorboard, trackio, all, ...")
 
-    collapse_patience: int = _option(1000, "steps in a collapsed state before a warning")
-    stop_on_collapse: bool = _option(False, "end the run when it has collapsed")
-    max_nonfinite_steps: int = _option(100, "give up after so many non-finite steps in a row")
-    num_object_segment_pairs: int = _option(
+    collapse_patience: int = option(1000, "steps in a collapsed state before a warning")
+    stop_on_collapse: bool = option(False, "end the run when it has collapsed")
+    max_nonfinite_steps: int = option(100, "give up after so many non-finite steps in a row")
+    num_object_segment_pairs: int = option(
         256, "pairs from which the object segment is chosen after training; 0 = do not choose"
     )
-    speed_report_seconds: float = _option(
-        5.0, "time for each of the two limits at the end; 0 = off"
-    )
+    speed_report_seconds: float = option(5.0, "time for each of the two limits at the end; 0 = off")
 
-    push_to_hub: bool = _option(False, "upload the result to the Hub")
-    hub_model_id: str | None = _option(None, "repository on the Hub; default: name of output_dir")
-    hub_token: str | None = _option(None, "token for the Hub; default: the stored one")
-    hub_private_repo: bool = _option(False, "create the repository as a private one")
-    model_card_template: str = _option("model_card.md", "template of the model card")
-    dataset_terms: str = _option("see the source", "terms of use of the videos, for the card")
-    weights_license: str = _option("unknown", "license id of the weights, for the card")
+    push_to_hub: bool = option(False, "upload the result to the Hub")
+    hub_model_id: str | None = option(None, "repository on the Hub; default: name of output_dir")
+    hub_token: str | None = option(None, "token for the Hub; default: the stored one")
+    hub_private_repo: bool = option(False, "create the repository as a private one")
+    model_card_template: str = option("model_card.md", "template of the model card")
+    dataset_terms: str = option("see the source", "terms of use of the videos, for the card")
+    weights_license: str = option("unknown", "license id of the weights, for the card")
 
     def __post_init__(self) -> None:
         self._check_choices()
@@ -309,30 +304,9 @@ class PretrainingArguments:
         return cls(**{**recipe_options(recipe), "recipe": recipe, **options})
 
 
-def _parse_bool(text: str) -> bool:
-    if text.lower() in {"true", "1", "yes"}:
-        return True
-    if text.lower() in {"false", "0", "no"}:
-        return False
-    raise argparse.ArgumentTypeError(f"expected true or false, got {text!r}")
-
-
 def build_parser() -> argparse.ArgumentParser:
     """The parser of `scripts/pretrain.py`: one flag per field of `PretrainingArguments`."""
-    parser = argparse.ArgumentParser(
-        description="Pre-train AMD from unlabelled video.", allow_abbrev=False
-    )
-    types: dict[str, Any] = {"int": int, "float": float, "str": str}
-    for item in fields(PretrainingArguments):
-        flag, text = f"--{item.name}", item.metadata["help"]
-        kind = str(item.type).removesuffix(" | None")
-        if kind == "bool":
-            parser.add_argument(
-                flag, nargs="?", const=True, default=item.default, type=_parse_bool, help=text
-            )
-        else:
-            parser.add_argument(flag, default=item.default, type=types[kind], help=text)
-    return parser
+    return parser_for(PretrainingArguments, "Pre-train AMD from unlabelled video.")
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> PretrainingArguments:

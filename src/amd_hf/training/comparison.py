@@ -20,9 +20,9 @@ from transformers import AutoConfig, ResNetConfig
 from amd_hf.configuration_amd import AMDConfig
 from amd_hf.training.checkpointing import list_checkpoints, write_atomically
 from amd_hf.training.finetuning_arguments import FinetuningArguments
-from amd_hf.training.finetuning_engine import parser_for
 from amd_hf.training.finetuning_results import RESULTS_FILE
 from amd_hf.training.finetuning_start import amd_config_of_resnet
+from amd_hf.training.options import parser_for
 
 logger = logging.getLogger(__name__)
 

@@ -122,6 +122,7 @@ class EndlessBatches:
                 generator=torch.Generator().manual_seed(args.seed),
             )
         self._iterator: Iterator[dict[str, Any]] | None = None
+        self._last_position: dict[str, Any] | None = None
 
     def new_transform(self, args: Any, config: AMDConfig) -> PairTransform:
         """What turns a pair of encoded frames into a sample; subclasses bring another one."""
@@ -135,9 +136,14 @@ class EndlessBatches:
         return self
 
     def __next__(self) -> dict[str, Any]:
+        """The next batch; where reading it fails, `state_dict` gives the position before it."""
         if self._iterator is None:
             self._iterator = iter(self.loader)
+        if not self.loader.num_workers:
+            # Read in this process, half a batch would have moved the position already.
+            self._last_position = self.loader.state_dict()
         batch = next(self._iterator)
+        self._last_position = None
         pixels = batch["pixel_values"].to(self.device, non_blocking=True)
         batch = {**batch, "pixel_values": self.transform.finish(pixels, batch["seed"])}
         if self.masks is None:
@@ -152,6 +158,8 @@ class EndlessBatches:
 
     def state_dict(self) -> dict[str, Any]:
         """The position after the last batch that was handed out."""
+        if self._last_position is not None:
+            return self._last_position
         return self.loader.state_dict() if self._iterator is not None else {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

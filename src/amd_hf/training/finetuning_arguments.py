@@ -10,13 +10,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from amd_hf.training.arguments import _option
 from amd_hf.training.finetuning_engine import (
     EngineArguments,
     check_schedule,
     parse_into,
     parse_sides,
 )
+from amd_hf.training.options import option
 
 MODES = ("full", "frozen", "head")
 OPTIMIZERS = ("sgd", "adamw")
@@ -33,58 +33,58 @@ class FinetuningArguments(EngineArguments):
         leaves open follows the standard FCN schedule of MMSegmentation for VOC 2012.
     """
 
-    dataset_name: str = _option(
+    dataset_name: str = option(
         "", "folder (VOC 2012 layout, or images/ and masks/), or a Hub data set id"
     )
-    dataset_config_name: str | None = _option(None, "configuration of the Hub data set")
-    train_split: str | None = _option(None, "default: train_aug where there is one, else train")
-    validation_split: str | None = _option(None, "default: val, else test, else held out of train")
-    validation_fraction: float = _option(
+    dataset_config_name: str | None = option(None, "configuration of the Hub data set")
+    train_split: str | None = option(None, "default: train_aug where there is one, else train")
+    validation_split: str | None = option(None, "default: val, else test, else held out of train")
+    validation_fraction: float = option(
         0.1, "share of the training images that is held out where there is no other split"
     )
-    image_column: str | None = _option(None, "column of the images in a Hub data set")
-    mask_column: str | None = _option(None, "column of the masks in a Hub data set")
-    image_folder: str | None = _option(None, "folder of the images below the data set's")
-    mask_folder: str | None = _option(None, "folder of the masks below the data set's")
-    mask_suffix: str = _option("", "what the names of the masks have in addition, e.g. _mask")
-    class_names: str | None = _option(None, "name,name,... or a file with one per line or JSON")
-    ignore_index: int = _option(255, "id of unlabelled pixels in the masks; -1 = there are none")
-    do_reduce_labels: bool = _option(False, "id 0 is `other`: ignore it and move all ids down")
+    image_column: str | None = option(None, "column of the images in a Hub data set")
+    mask_column: str | None = option(None, "column of the masks in a Hub data set")
+    image_folder: str | None = option(None, "folder of the images below the data set's")
+    mask_folder: str | None = option(None, "folder of the masks below the data set's")
+    mask_suffix: str = option("", "what the names of the masks have in addition, e.g. _mask")
+    class_names: str | None = option(None, "name,name,... or a file with one per line or JSON")
+    ignore_index: int = option(255, "id of unlabelled pixels in the masks; -1 = there are none")
+    do_reduce_labels: bool = option(False, "id 0 is `other`: ignore it and move all ids down")
 
-    model_name_or_path: str | None = _option(
+    model_name_or_path: str | None = option(
         None, "start: an AMD, MoCo or ResNet checkpoint; default: random weights of config_name"
     )
-    mode: str = _option("full", "full; frozen: not the backbone; head: the classifier only")
-    reset_head: bool = _option(False, "take only the backbone of the start, not its dilated head")
-    ignore_mismatched_sizes: bool = _option(
+    mode: str = option("full", "full; frozen: not the backbone; head: the classifier only")
+    reset_head: bool = option(False, "take only the backbone of the start, not its dilated head")
+    ignore_mismatched_sizes: bool = option(
         False, "replace a classifier of other classes by a new one"
     )
 
-    crop_size: str = _option("512", "side of the square crops in pixels, or HEIGHTxWIDTH")
-    short_side: int = _option(512, "short side at scale 1, in training and evaluation")
-    min_scale: float = _option(0.5, "smallest scale of a training image")
-    max_scale: float = _option(2.0, "largest scale of a training image")
-    max_class_share: float = _option(0.75, "redraw crops in which one class covers more")
-    flip: float = _option(0.5, "probability of a horizontal flip")
-    color_jitter: float = _option(1.0, "strength of the color changes; 0 = none")
-    per_device_train_batch_size: int = _option(16, "crops per process and forward pass")
+    crop_size: str = option("512", "side of the square crops in pixels, or HEIGHTxWIDTH")
+    short_side: int = option(512, "short side at scale 1, in training and evaluation")
+    min_scale: float = option(0.5, "smallest scale of a training image")
+    max_scale: float = option(2.0, "largest scale of a training image")
+    max_class_share: float = option(0.75, "redraw crops in which one class covers more")
+    flip: float = option(0.5, "probability of a horizontal flip")
+    color_jitter: float = option(1.0, "strength of the color changes; 0 = none")
+    per_device_train_batch_size: int = option(16, "crops per process and forward pass")
 
-    optimizer: str = _option("sgd", "sgd (with momentum) or adamw")
-    learning_rate: float = _option(0.01, "highest learning rate")
-    min_learning_rate: float = _option(1e-4, "learning rate at the end of the schedule")
-    momentum: float = _option(0.9, "momentum of SGD")
-    head_lr_scale: float = _option(1.0, "learning rate of head and classifier, relative")
-    lr_scheduler_type: str = _option("poly", "poly, cosine or constant")
-    poly_power: float = _option(0.9, "power of the poly schedule")
-    max_train_steps: int = _option(40_000, "optimizer steps of the whole run")
-    validation_steps: int = _option(4000, "evaluate every N steps; 0 = only at the end")
-    max_eval_images: int | None = _option(None, "evaluate on N evenly spread images only")
-    num_pictures: int = _option(4, "validation images that are drawn at every evaluation")
+    optimizer: str = option("sgd", "sgd (with momentum) or adamw")
+    learning_rate: float = option(0.01, "highest learning rate")
+    min_learning_rate: float = option(1e-4, "learning rate at the end of the schedule")
+    momentum: float = option(0.9, "momentum of SGD")
+    head_lr_scale: float = option(1.0, "learning rate of head and classifier, relative")
+    lr_scheduler_type: str = option("poly", "poly, cosine or constant")
+    poly_power: float = option(0.9, "power of the poly schedule")
+    max_train_steps: int = option(40_000, "optimizer steps of the whole run")
+    validation_steps: int = option(4000, "evaluate every N steps; 0 = only at the end")
+    max_eval_images: int | None = option(None, "evaluate on N evenly spread images only")
+    num_pictures: int = option(4, "validation images that are drawn at every evaluation")
 
-    push_to_hub: bool = _option(False, "upload the result to the Hub")
-    hub_model_id: str | None = _option(None, "repository on the Hub; default: name of output_dir")
-    hub_token: str | None = _option(None, "token for the Hub; default: the stored one")
-    hub_private_repo: bool = _option(False, "create the repository as a private one")
+    push_to_hub: bool = option(False, "upload the result to the Hub")
+    hub_model_id: str | None = option(None, "repository on the Hub; default: name of output_dir")
+    hub_token: str | None = option(None, "token for the Hub; default: the stored one")
+    hub_private_repo: bool = option(False, "create the repository as a private one")
 
     REQUIRED: ClassVar[tuple[str, ...]] = ("dataset_name", "output_dir")
     AT_LEAST_ONE: ClassVar[tuple[str, ...]] = (

@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
-from amd_hf.training.arguments import (
-    CONFIG_NAMES,
-    LATEST,
-    PRECISIONS,
-    SCHEDULES,
-    _option,
-    _parse_bool,
-)
+from amd_hf.training.arguments import CONFIG_NAMES, LATEST, PRECISIONS, SCHEDULES
+from amd_hf.training.options import option, parser_for
 
 Arguments = TypeVar("Arguments", bound="EngineArguments")
 
@@ -28,34 +21,34 @@ class EngineArguments:
         ValueError: If a value is out of range.
     """
 
-    output_dir: str = _option("", "folder of the weights, the step_N checkpoints and the logs")
+    output_dir: str = option("", "folder of the weights, the step_N checkpoints and the logs")
 
-    config_name: str = _option("official", "official, small, tiny, or a folder with a config.json")
-    config_overrides: str = _option("", "changes to the configuration: name=value,name=value")
+    config_name: str = option("official", "official, small, tiny, or a folder with a config.json")
+    config_overrides: str = option("", "changes to the configuration: name=value,name=value")
 
-    dataloader_num_workers: int = _option(2, "processes that decode, per training process")
-    weight_decay: float = _option(5e-4, "weight decay of all parameters")
-    max_grad_norm: float = _option(0.0, "clip the gradient norm at this value; 0 = never")
-    gradient_accumulation_steps: int = _option(1, "forward passes per optimizer step")
-    num_warmup_steps: int = _option(0, "steps of linear learning-rate warm-up")
-    max_train_minutes: float | None = _option(None, "stop this process after so many minutes")
+    dataloader_num_workers: int = option(2, "processes that decode, per training process")
+    weight_decay: float = option(5e-4, "weight decay of all parameters")
+    max_grad_norm: float = option(0.0, "clip the gradient norm at this value; 0 = never")
+    gradient_accumulation_steps: int = option(1, "forward passes per optimizer step")
+    num_warmup_steps: int = option(0, "steps of linear learning-rate warm-up")
+    max_train_minutes: float | None = option(None, "stop this process after so many minutes")
 
-    seed: int = _option(42, "seed of the new weights, the order of the data and the augmentation")
-    mixed_precision: str | None = _option(None, "no, bf16 or fp16; default: accelerate's setting")
-    channels_last: bool = _option(False, "channels-last memory format (faster on GPUs)")
-    checkpointing_steps: int = _option(
+    seed: int = option(42, "seed of the new weights, the order of the data and the augmentation")
+    mixed_precision: str | None = option(None, "no, bf16 or fp16; default: accelerate's setting")
+    channels_last: bool = option(False, "channels-last memory format (faster on GPUs)")
+    checkpointing_steps: int = option(
         1000, "save the full state every N steps; 0 = only at the end"
     )
-    checkpoints_total_limit: int | None = _option(3, "keep the newest N checkpoints")
-    resume_from_checkpoint: str | None = _option(None, "`latest`, or a step_N folder")
-    restart_data_stream: bool = _option(
+    checkpoints_total_limit: int | None = option(3, "keep the newest N checkpoints")
+    resume_from_checkpoint: str | None = option(None, "`latest`, or a step_N folder")
+    restart_data_stream: bool = option(
         False, "on resume start a fresh order of the data (needed after a change of world size)"
     )
-    record_samples: bool = _option(False, "write the keys of all samples to samples_rank_R.txt")
-    logging_steps: int = _option(50, "log every N steps")
-    with_tracking: bool = _option(False, "send values and pictures to the trackers")
-    report_to: str = _option("tensorboard", "trackers: tensorboard, trackio, all, ...")
-    max_nonfinite_steps: int = _option(100, "give up after so many non-finite steps in a row")
+    record_samples: bool = option(False, "write the keys of all samples to samples_rank_R.txt")
+    logging_steps: int = option(50, "log every N steps")
+    with_tracking: bool = option(False, "send values and pictures to the trackers")
+    report_to: str = option("tensorboard", "trackers: tensorboard, trackio, all, ...")
+    max_nonfinite_steps: int = option(100, "give up after so many non-finite steps in a row")
 
     # Read by the engine, without meaning outside of pre-training.
     ema_decay: ClassVar[float] = 0.0
@@ -157,22 +150,6 @@ def parse_sides(name: str, text: str) -> tuple[int, int]:
     if len(parts) <= 2 and all(part.isdigit() and int(part) >= 32 for part in parts):
         return int(parts[0]), int(parts[-1])
     raise ValueError(f"`{name}` must be N or HEIGHTxWIDTH of at least 32 pixels, got {text!r}.")
-
-
-def parser_for(kind: type[EngineArguments], description: str) -> argparse.ArgumentParser:
-    """A parser with one flag per field of a class of arguments."""
-    parser = argparse.ArgumentParser(description=description, allow_abbrev=False)
-    types: dict[str, Any] = {"int": int, "float": float, "str": str}
-    for item in fields(kind):
-        flag, text = f"--{item.name}", item.metadata["help"]
-        name = str(item.type).removesuffix(" | None")
-        if name == "bool":
-            parser.add_argument(
-                flag, nargs="?", const=True, default=item.default, type=_parse_bool, help=text
-            )
-        else:
-            parser.add_argument(flag, default=item.default, type=types[name], help=text)
-    return parser
 
 
 def parse_into(

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import io
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,8 +13,8 @@ from torch import Tensor
 
 from amd_hf.configuration_amd import AMDConfig
 from amd_hf.data.counting import SkippedPairError
-from amd_hf.data.decoding import DECODE_ERRORS, PairCollator, PairTransform
-from amd_hf.data.frame_pairs import frame_pairs, skip_counter
+from amd_hf.data.decoding import DECODE_ERRORS, PairTransform
+from amd_hf.data.frame_pairs import frame_pairs
 from amd_hf.training.data_stream import EndlessBatches, source_of
 
 
@@ -72,38 +71,23 @@ def view_seeds(seeds: Sequence[int]) -> list[int]:
 
 
 class TwoViewBatches(EndlessBatches):
-    """Batches of two views for ever, and the exact position in them.
+    """Batches of two views for ever, and the exact position in them; the frame is `EndlessBatches`.
 
-    Args:
-        args: The options of the run.
-        config: The configuration of the model.
-        rank: Index of this process.
-        num_processes: Number of processes, which read disjoint frames.
-        device: Batches arrive here, normalized.
-
-    Raises:
-        ValueError: If the source is empty or missing, or has fewer shards than processes.
+    Processes read disjoint frames.
     """
 
-    def __init__(
-        self,
-        args: Any,
-        config: AMDConfig,
-        rank: int = 0,
-        num_processes: int = 1,
-        device: torch.device | str = "cpu",
-    ) -> None:
-        from datasets.distributed import split_dataset_by_node
-        from torchdata.stateful_dataloader import StatefulDataLoader
-
-        self.device = torch.device(device)
-        self.transform = TwoViewTransform(
+    def new_transform(self, args: Any, config: AMDConfig) -> PairTransform:
+        """Two crops of the first frame of a pair."""
+        return TwoViewTransform(
             args.augmentation,
             args.crop_height_width(),
             image_mean=config.image_mean,
             image_std=config.image_std,
         )
-        dataset = frame_pairs(
+
+    def new_dataset(self, args: Any) -> Any:
+        """The endless stream of views; one frame per clip and pass."""
+        return frame_pairs(
             source_of(args.dataset),
             transform=self.transform,
             reject_shot_cuts=False,
@@ -111,24 +95,3 @@ class TwoViewBatches(EndlessBatches):
             repeat=True,
             seed=args.seed,
         )
-        self._counter = skip_counter(dataset)
-        if num_processes > 1:
-            if dataset.num_shards < num_processes:
-                raise ValueError(
-                    f"`dataset` has {dataset.num_shards} shard(s) for {num_processes} processes; "
-                    "pack it into at least one shard per process, or start fewer processes."
-                )
-            dataset = split_dataset_by_node(dataset, rank, num_processes, strategy="shards")
-        self.dataset = dataset
-        with warnings.catch_warnings():
-            # torchdata marks its loader with a call that PyTorch has deprecated.
-            warnings.filterwarnings("ignore", message="'set_vital' is deprecated")
-            self.loader: Any = StatefulDataLoader(
-                dataset,
-                batch_size=args.per_device_train_batch_size,
-                num_workers=min(args.dataloader_num_workers, dataset.num_shards),
-                collate_fn=PairCollator(self.transform, normalize=False),
-                pin_memory=self.device.type == "cuda",
-                generator=torch.Generator().manual_seed(args.seed),
-            )
-        self._iterator: Iterator[dict[str, Any]] | None = None

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from amd_hf.data.augmentation import AUGMENTATION_PRESETS
 from amd_hf.image_processing_amd import AMDImageProcessor
-from amd_hf.training.arguments import _option
 from amd_hf.training.finetuning_engine import (
     EngineArguments,
     check_schedule,
@@ -25,6 +24,7 @@ from amd_hf.training.finetuning_results import save_final, write_results
 from amd_hf.training.interrupts import stop_requests
 from amd_hf.training.moco import MomentumContrast
 from amd_hf.training.moco_data import TwoViewBatches
+from amd_hf.training.options import option
 from amd_hf.training.setup import build_config
 
 logger = logging.getLogger(__name__)
@@ -42,24 +42,24 @@ class MocoArguments(EngineArguments):
         in the objective only.
     """
 
-    dataset: str = _option("", "as in pretrain.py: folder, tar shards, videos, Hub id, generated")
-    augmentation: str = _option("heavy", f"one of {', '.join(AUGMENTATION_PRESETS)}")
-    crop_size: str = _option("384", "side of the square crops in pixels, or HEIGHTxWIDTH")
-    per_device_train_batch_size: int = _option(32, "images (two views each) per process and step")
+    dataset: str = option("", "as in pretrain.py: folder, tar shards, videos, Hub id, generated")
+    augmentation: str = option("heavy", f"one of {', '.join(AUGMENTATION_PRESETS)}")
+    crop_size: str = option("384", "side of the square crops in pixels, or HEIGHTxWIDTH")
+    per_device_train_batch_size: int = option(32, "images (two views each) per process and step")
 
-    dimension: int = _option(128, "length of the compared vectors")
-    queue_size: int = _option(65_536, "number of keys that are remembered")
-    key_momentum: float = _option(0.999, "share of the key network that a step keeps")
-    temperature: float = _option(0.2, "temperature of the contrastive loss")
-    num_key_groups: int = _option(4, "groups of keys with batch statistics of their own")
+    dimension: int = option(128, "length of the compared vectors")
+    queue_size: int = option(65_536, "number of keys that are remembered")
+    key_momentum: float = option(0.999, "share of the key network that a step keeps")
+    temperature: float = option(0.2, "temperature of the contrastive loss")
+    num_key_groups: int = option(4, "groups of keys with batch statistics of their own")
 
-    learning_rate: float = _option(0.03, "highest learning rate; scale it with the batch / 256")
-    min_learning_rate: float = _option(0.0, "learning rate at the end of the schedule")
-    momentum: float = _option(0.9, "momentum of SGD")
-    weight_decay: float = _option(1e-4, "weight decay of all parameters")
-    lr_scheduler_type: str = _option("cosine", "poly, cosine or constant")
-    poly_power: float = _option(0.9, "power of the poly schedule")
-    max_train_steps: int = _option(100_000, "optimizer steps of the whole run")
+    learning_rate: float = option(0.03, "highest learning rate; scale it with the batch / 256")
+    min_learning_rate: float = option(0.0, "learning rate at the end of the schedule")
+    momentum: float = option(0.9, "momentum of SGD")
+    weight_decay: float = option(1e-4, "weight decay of all parameters")
+    lr_scheduler_type: str = option("cosine", "poly, cosine or constant")
+    poly_power: float = option(0.9, "power of the poly schedule")
+    max_train_steps: int = option(100_000, "optimizer steps of the whole run")
 
     validation_steps: ClassVar[int] = 0
     REQUIRED: ClassVar[tuple[str, ...]] = ("dataset", "output_dir")

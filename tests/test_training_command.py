@@ -1,0 +1,68 @@
+"""Tests of what the training scripts share: flags of a dataclass, errors and exit codes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from amd_hf.training.checkpointing import CheckpointError
+from amd_hf.training.command_line import run_command
+from amd_hf.training.options import option, parser_for
+
+
+@dataclass(kw_only=True)
+class Options:
+    """One option of every kind."""
+
+    number: int = option(3, "a number")
+    share: float | None = option(None, "a share")
+    name: str = option("a", "a name")
+    fast: bool = option(False, "a switch")
+
+
+def raising(error: Exception) -> Callable[[], Mapping[str, Any]]:
+    def action() -> Mapping[str, Any]:
+        raise error
+
+    return action
+
+
+@pytest.mark.parametrize(
+    ("end", "code"), [("max_train_steps", 0), ("collapse", 0), ("SIGTERM", 143), ("SIGINT", 130)]
+)
+def test_the_exit_code_says_why_a_run_ended(end: str, code: int) -> None:
+    assert run_command(lambda: {"end": end}) == code
+
+
+@pytest.mark.parametrize("kind", [ValueError, ImportError, CheckpointError])
+def test_an_input_error_is_one_sentence(
+    kind: type[Exception], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_command(raising(kind("`x` must be 1, got 2."))) == 2
+    assert capsys.readouterr().err == "error: `x` must be 1, got 2.\n"
+
+
+def test_other_errors_keep_their_traceback() -> None:
+    with pytest.raises(ZeroDivisionError):
+        run_command(raising(ZeroDivisionError()))
+
+
+def test_every_field_is_a_flag() -> None:
+    parser = parser_for(Options, "Options.")
+    assert Options(**vars(parser.parse_args([]))) == Options()
+    words = ["--number", "4", "--share", "0.5", "--name", "b", "--fast"]
+    assert Options(**vars(parser.parse_args(words))) == Options(
+        number=4, share=0.5, name="b", fast=True
+    )
+    assert parser.parse_args(["--fast", "no"]).fast is False
+    assert "a share" in parser.format_help()
+
+
+@pytest.mark.parametrize("words", [["--fast", "perhaps"], ["--number", "x"], ["--num", "4"]])
+def test_a_wrong_flag_is_refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        parser_for(Options, "Options.").parse_args(words)
+    assert "error:" in capsys.readouterr().err
