@@ -12,6 +12,7 @@ import os
 import re
 import struct
 import zlib
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
@@ -24,6 +25,9 @@ from PIL import Image, ImageOps
 MAX_IMAGE_PIXELS = 89_478_485
 """Largest image that is decoded, in pixels: the size from which Pillow warns (256 MiB as RGB)."""
 
+MAX_DOWNLOAD_BYTES = 256 * 1024 * 1024
+"""Most bytes that are fetched for one image."""
+
 MIN_SIDE = 32
 """Shortest side of a resized image in pixels: less is no input for the appearance pathway."""
 
@@ -31,10 +35,16 @@ IMAGE_SUFFIXES = frozenset(
     (".bmp", ".gif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 )
 
-_DECODE_ERRORS: tuple[type[Exception], ...] = (
-    *(OSError, SyntaxError, ValueError, EOFError, KeyError, IndexError, MemoryError),
-    *(struct.error, zlib.error, OverflowError),
+IMAGE_FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+"""What a file may hold, whatever its name: Pillow's other formats include some that start programs
+(EPS) or that hardly anybody has tested on damaged files."""
+
+DECODE_ERRORS: tuple[type[Exception], ...] = (
+    *(OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, AttributeError),
+    *(ArithmeticError, MemoryError, struct.error, zlib.error),
+    *(Image.DecompressionBombError, Image.DecompressionBombWarning),
 )
+"""What Pillow raises on damaged files."""
 
 
 def read_image(
@@ -80,33 +90,71 @@ def read_image(
     )
 
 
+def open_image(file: Any, max_pixels: int = MAX_IMAGE_PIXELS) -> Image.Image:
+    """A lazily opened image of one of `IMAGE_FORMATS`; nothing is decoded yet.
+
+    Args:
+        file: Path or binary file.
+        max_pixels: Largest H * W that is opened.
+
+    Raises:
+        ValueError: If the image is larger. The messages name the reason and not the file.
+        OSError: If the file is missing, damaged or of another format; on damaged files Pillow
+            also raises others of `DECODE_ERRORS`.
+    """
+    try:
+        image = Image.open(file, formats=_known_formats())
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ValueError(f"more pixels than the limit of {max_pixels}") from error
+    if image.height * image.width > max_pixels:
+        image.close()
+        raise ValueError(
+            f"{image.width} x {image.height} pixels, more than the limit of {max_pixels}"
+        )
+    return image
+
+
+def _known_formats() -> list[str]:
+    """Those of `IMAGE_FORMATS` that this version of Pillow reads."""
+    Image.init()
+    return [name for name in IMAGE_FORMATS if name in Image.OPEN]
+
+
 def _open_image(
     source: str | os.PathLike[str], max_pixels: int, timeout: float | None
 ) -> Image.Image:
     """A lazily opened PIL image of a path, address or data text."""
-    text = os.fspath(source)
-    name = describe(source)
+    text, name = os.fspath(source), describe(source)
+    is_text = text.startswith("data:image/") or is_address(text)
+    if not is_text and not os.path.exists(text):
+        raise ValueError(f"There is no file {name}; check the path.")
+    if not is_text and os.path.isdir(text):
+        raise ValueError(f"{name} is a folder, expected an image file.")
     try:
-        if text.startswith("data:image/"):
-            return Image.open(io.BytesIO(base64.b64decode(text.split(",", 1)[-1])))
-        if is_address(text):
-            request = Request(text, headers={"User-Agent": "amd_hf"})
-            with urlopen(request, timeout=timeout) as response:
-                return Image.open(io.BytesIO(response.read()))
-        if not os.path.exists(text):
-            raise ValueError(f"There is no file {name}; check the path.")
-        if os.path.isdir(text):
-            raise ValueError(f"{name} is a folder, expected an image file.")
-        return Image.open(text)
-    except Image.DecompressionBombError as error:
+        content = _downloaded(text, timeout) if is_text else text
+        return Image.open(content, formats=_known_formats())
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ValueError(
             f"{name} has more pixels than the limit of {max_pixels}; make it smaller first."
         ) from error
-    except URLError as error:
-        raise ValueError(f"{name} could not be fetched ({error.reason}).") from error
-    except OSError as error:
-        reason = error.strerror or "unknown format or damaged"
+    except (URLError, HTTPException) as error:
+        reason = getattr(error, "reason", None) or type(error).__name__
+        raise ValueError(f"{name} could not be fetched ({reason}).") from error
+    except DECODE_ERRORS as error:
+        reason = getattr(error, "strerror", None) or "unknown format or damaged"
         raise ValueError(f"{name} is not a readable image ({reason}); replace the file.") from error
+
+
+def _downloaded(text: str, timeout: float | None) -> io.BytesIO:
+    """The bytes of an address or of a data text; no more than `MAX_DOWNLOAD_BYTES`."""
+    if not is_address(text):
+        return io.BytesIO(base64.b64decode(text.split(",", 1)[-1]))
+    request = Request(text, headers={"User-Agent": "amd_hf"})
+    with urlopen(request, timeout=timeout) as response:
+        data = response.read(MAX_DOWNLOAD_BYTES + 1)
+    if len(data) > MAX_DOWNLOAD_BYTES:
+        raise URLError(f"more than {MAX_DOWNLOAD_BYTES >> 20} MiB")
+    return io.BytesIO(data)
 
 
 def _pil_to_rgb(image: Image.Image, max_pixels: int, name: str) -> np.ndarray:
@@ -122,7 +170,7 @@ def _pil_to_rgb(image: Image.Image, max_pixels: int, name: str) -> np.ndarray:
             white = Image.new("RGBA", image.size, (255, 255, 255, 255))
             image = Image.alpha_composite(white, image)
         return np.array(image.convert("RGB"))
-    except _DECODE_ERRORS as error:
+    except DECODE_ERRORS as error:
         raise ValueError(f"{name} is damaged or cut off ({error}); replace the file.") from error
 
 

@@ -35,6 +35,21 @@ except ImportError:  # video files are optional, images and folders of frames ar
 VIDEO_SUFFIXES = frozenset(
     (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ogv", ".ts", ".webm", ".wmv")
 )
+VIDEO_FORMATS = (
+    *("asf", "avi", "flv", "gif", "h264", "hevc", "ivf", "matroska", "mov", "mpeg", "mpegts"),
+    *("mpegvideo", "mxf", "nut", "ogg", "yuv4mpegpipe"),
+)
+"""Containers (FFmpeg's names) that are opened: those that hold their frames themselves."""
+
+NETWORK_PROTOCOLS = "http,https,httpproxy,tcp,tls"
+NETWORK_SECONDS = 30.0
+VIDEO_ERRORS: tuple[type[Exception], ...] = (OSError, ValueError, ArithmeticError, MemoryError)
+if av is not None:
+    VIDEO_ERRORS = (*VIDEO_ERRORS, av.error.FFmpegError)
+
+LEAST_FPS, MOST_FPS = 0.05, 1000.0
+"""A file that states another frame rate is damaged; its rate counts as unknown."""
+
 DEFAULT_FPS = 24.0
 """Frame rate of a video written from a folder or list of frames."""
 
@@ -114,7 +129,8 @@ class FrameStream:
         self._file = text
         with _open_video(text, self.name) as container:
             stream = container.streams.video[0]
-            self.fps = float(stream.average_rate) if stream.average_rate else None
+            rate = float(stream.average_rate or 0)
+            self.fps = rate if LEAST_FPS <= rate <= MOST_FPS else None
             self.num_frames = stream.frames or None
 
     def __iter__(self) -> Iterator[np.ndarray]:
@@ -131,15 +147,15 @@ class FrameStream:
             stream.thread_type = "AUTO"
             try:
                 for frame in container.decode(stream):
-                    check_pixels(frame.height, frame.width, MAX_IMAGE_PIXELS, self.name)
                     # Phones turn by metadata: degrees counter-clockwise, as np.rot90.
                     quarter_turns = round(frame.rotation / 90) % 4
                     array = np.rot90(frame.to_ndarray(format="rgb24"), quarter_turns)
                     count += 1
                     yield np.ascontiguousarray(array)
-            except av.error.FFmpegError as error:
+            except VIDEO_ERRORS as error:
+                reason = getattr(error, "strerror", None) or error
                 raise ValueError(
-                    f"{self.name} is damaged after frame {count} ({error.strerror}); re-encode or "
+                    f"{self.name} is damaged after frame {count} ({reason}); re-encode or "
                     "replace it."
                 ) from error
         self._check_count(count)
@@ -160,15 +176,47 @@ def _open_video(file: str, name: str) -> Any:
     if av is None:
         raise ValueError(f"Reading the video {name} needs PyAV: pip install av")
     try:
-        container = av.open(file)
-    except (av.error.FFmpegError, OSError, ValueError) as error:
+        return open_video(file)
+    except VIDEO_ERRORS as error:
         reason = getattr(error, "strerror", None) or error
         raise ValueError(
             f"{name} is not a readable video ({reason}); replace or re-encode it."
         ) from error
-    if not container.streams.video:
+
+
+def open_video(file: str | os.PathLike[str]) -> Any:
+    """An open PyAV container of one of `VIDEO_FORMATS` with at least one video stream.
+
+    Playlists and lists of files are no video here, whatever their name: FFmpeg would read other
+    files for them. No frame above `MAX_IMAGE_PIXELS` is decoded.
+
+    Args:
+        file: Path or `http(s)://` address.
+
+    Raises:
+        ValueError: If there is no video stream, or its frames are too large.
+        OSError: If the file is missing, damaged or of another format; FFmpeg also raises others of
+            `VIDEO_ERRORS`.
+    """
+    text = os.fspath(file)
+    protocols = NETWORK_PROTOCOLS if is_address(text) else "file"
+    # A path that begins like "concat:" or "rtmp:" must not be taken for an address.
+    target = text if is_address(text) else os.path.abspath(text)
+    limits = {"format_whitelist": ",".join(VIDEO_FORMATS), "protocol_whitelist": protocols}
+    container = av.open(
+        target, options=limits, timeout=NETWORK_SECONDS if is_address(text) else None
+    )
+    try:
+        if not container.streams.video:
+            raise ValueError("no video stream")
+        codec = container.streams.video[0].codec_context
+        if codec is None:
+            raise ValueError("unknown codec")
+        check_pixels(codec.height, codec.width, MAX_IMAGE_PIXELS, "the video")
+        codec.options = {"max_pixels": str(MAX_IMAGE_PIXELS)}
+    except BaseException:
         container.close()
-        raise ValueError(f"{name} holds no video stream; pass a file with pictures.")
+        raise
     return container
 
 

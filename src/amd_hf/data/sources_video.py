@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import math
 import os
+from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
 
 from amd_hf.data.encoding import encode_ppm
 from amd_hf.data.sources import VIDEO_SUFFIXES, Clip, ClipSource
+from amd_hf.video_amd import LEAST_FPS, MOST_FPS, VIDEO_ERRORS, open_video
 
 # Without a time stamp within half a frame of the wanted one, decoding gives up after this many.
 MAX_DECODED_FRAMES = 1000
 DEFAULT_RATE = 25.0
+# Where a seek does not end at a key frame, decoding starts this much earlier, then at the start.
+SECONDS_BACK = (0.0, 1.0, 5.0)
 
 
 class VideoFileSource(ClipSource):
@@ -34,13 +40,16 @@ class VideoFileSource(ClipSource):
     def __init__(self, paths: Iterable[str | os.PathLike[str]], frames_per_clip: int = 24) -> None:
         super().__init__()
         self.files: list[tuple[Path, str, float]] = []
-        self._clips: list[tuple[int, int, int]] = []  # number of the file, first frame, frames
+        self.frames_per_clip = frames_per_clip
+        # Number of clips before each file, and frames of each file: nothing grows with the clips.
+        self._first: list[int] = [0]
+        self._num_frames: list[int] = []
         names: set[str] = set()
         found = video_files(paths)
         for path in found:
             try:
                 rate, num_frames = probe_video(path)
-            except (av.FFmpegError, OSError, ValueError) as error:
+            except VIDEO_ERRORS as error:
                 self.leave_out("unreadable", f"{path} ({error})")
                 continue
             if num_frames < 2:
@@ -49,29 +58,36 @@ class VideoFileSource(ClipSource):
             name = path.stem if path.stem not in names else f"{path.parent.name}/{path.name}"
             names.add(name)
             self.files.append((path, name, rate))
-            for start in range(0, num_frames - 1, frames_per_clip):
-                # Clips share their border frame, so that no neighboring pair is lost.
-                length = min(frames_per_clip + 1, num_frames - start)
-                self._clips.append((len(self.files) - 1, start, length))
-        if not self._clips:
+            self._num_frames.append(num_frames)
+            self._first.append(self._first[-1] + -(-(num_frames - 1) // frames_per_clip))
+        if not self.files:
+            _, example = self.left_out.get("unreadable", (0, ""))
+            reason = f"; such as {example}" if example else ""
             raise ValueError(
                 f"`source` holds no readable video of at least two frames ({len(found)} video"
-                " files found)."
+                f" files found){reason}."
             )
 
     def __len__(self) -> int:
-        return len(self._clips)
+        return self._first[-1]
+
+    def _place(self, index: int) -> tuple[int, int, int]:
+        """Returns the number of the file, the first frame and the length of clip `index`."""
+        number = bisect_right(self._first, index) - 1
+        start = (index - self._first[number]) * self.frames_per_clip
+        # Clips share their border frame, so that no neighboring pair is lost.
+        return number, start, min(self.frames_per_clip + 1, self._num_frames[number] - start)
 
     def clip(self, index: int) -> Clip:
         """Returns clip `index`."""
-        number, start, length = self._clips[index]
+        number, start, length = self._place(index)
         _, name, rate = self.files[number]
         key = f"{name.replace('.', '_')}__{start:06d}"
         return Clip(key, name, length, rate, tuple(range(start, start + length)))
 
     def read(self, index: int, frames: Sequence[int]) -> list[bytes]:
         """Returns lossless `frames` of clip `index`."""
-        number, start, _ = self._clips[index]
+        number, start, _ = self._place(index)
         path, _, rate = self.files[number]
         images = decode_frames(path, rate, [start + frame for frame in frames])
         return [encode_ppm(image) for image in images]
@@ -92,20 +108,26 @@ def probe_video(path: Path) -> tuple[float, int]:
     """Returns the frame rate and the number of frames, from the header where it states them.
 
     Raises:
-        ValueError: If the file has no video stream.
+        ValueError: If the file has no video stream, or states more frames than it has bytes.
+        OSError: If the file cannot be read; FFmpeg also raises others of `VIDEO_ERRORS`.
     """
-    with av.open(str(path)) as container:
-        if not container.streams.video:
-            raise ValueError("no video stream")
+    with open_video(path) as container:
         stream = container.streams.video[0]
         rate = float(stream.average_rate or stream.guessed_rate or DEFAULT_RATE)
+        if not LEAST_FPS <= rate <= MOST_FPS:
+            raise ValueError(f"a frame rate of {rate:g} is not that of a video")
         if stream.frames:
-            return rate, int(stream.frames)
-        if stream.duration is not None and stream.time_base is not None:
-            return rate, int(float(stream.duration * stream.time_base) * rate)
-        if container.duration is not None:
-            return rate, int(container.duration / av.time_base * rate)
-        return rate, sum(1 for _ in container.decode(stream))
+            num_frames = int(stream.frames)
+        elif stream.duration is not None and stream.time_base is not None:
+            num_frames = int(float(stream.duration * stream.time_base) * rate)
+        elif container.duration is not None:
+            num_frames = int(container.duration / av.time_base * rate)
+        else:
+            num_frames = sum(1 for _ in container.decode(stream))
+    # A damaged header can promise billions of frames.
+    if num_frames > path.stat().st_size:
+        raise ValueError(f"its header states {num_frames} frames, more than the file has bytes")
+    return rate, num_frames
 
 
 def decode_frames(path: Path, rate: float, numbers: Sequence[int]) -> list[np.ndarray]:
@@ -119,23 +141,45 @@ def decode_frames(path: Path, rate: float, numbers: Sequence[int]) -> list[np.nd
     Raises:
         OSError: If the video ends before the last of them or cannot be decoded.
     """
-    images: list[np.ndarray] = []
     try:
-        with av.open(str(path)) as container:
+        with open_video(path) as container:
             stream = container.streams.video[0]
             stream.thread_type = "NONE"
-            base = float(stream.time_base or 0) or 1.0 / rate
-            origin = (stream.start_time or 0) * base
-            container.seek(int((origin + numbers[0] / rate) / base), stream=stream)
-            for count, frame in enumerate(container.decode(stream)):
-                time = float(frame.pts or 0) * base - origin
-                # One decoded frame serves one number, so a pair is never the same frame twice.
-                if time >= (numbers[len(images)] - 0.5) / rate:
-                    images.append(frame.to_ndarray(format="rgb24"))
-                if len(images) == len(numbers):
+            for seconds_back in (*SECONDS_BACK, math.inf):
+                images = _decode_from(container, stream, rate, numbers, seconds_back)
+                if images is not None:
                     return images
-                if count > MAX_DECODED_FRAMES:
-                    break
-    except av.FFmpegError as error:
+    except VIDEO_ERRORS as error:
         raise OSError(f"{path}: {error}") from error
     raise OSError(f"{path} ends before frame {numbers[-1]}")
+
+
+def _decode_from(
+    container: Any, stream: Any, rate: float, numbers: Sequence[int], seconds_back: float
+) -> list[np.ndarray] | None:
+    """Returns the frames, decoded from some seconds before the first of them.
+
+    None: decoding began behind the first frame or not at a key frame, as it does in containers
+    without an index; the frames before it are needed.
+
+    Raises:
+        ValueError: If the video ends before the last of the frames.
+    """
+    images: list[np.ndarray] = []
+    base = float(stream.time_base or 0) or 1.0 / rate
+    origin = (stream.start_time or 0) * base
+    start = max(numbers[0] / rate - seconds_back, 0.0)
+    container.seek(int((origin + start) / base), stream=stream)
+    for count, frame in enumerate(container.decode(stream)):
+        time = float(frame.pts or 0) * base - origin
+        is_late = not frame.key_frame or time > (numbers[0] + 0.5) / rate
+        if count == 0 and is_late and start > 0:
+            return None
+        # One decoded frame serves one number, so a pair is never the same frame twice.
+        if time >= (numbers[len(images)] - 0.5) / rate:
+            images.append(frame.to_ndarray(format="rgb24"))
+        if len(images) == len(numbers):
+            return images
+        if count > MAX_DECODED_FRAMES:
+            break
+    raise ValueError(f"it ends before frame {numbers[-1]}")
