@@ -35,6 +35,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--model_name_or_path", default=None, help="model whose masks are added to motion")
     add("--short_side", type=int, default=defaults.short_side, help="input size of the model")
     add("--clips_per_shard", type=int, default=defaults.clips_per_shard)
+    add("--num_workers", type=int, default=0, help="processes; 0: none but this one")
     return parser.parse_args()
 
 
@@ -56,7 +57,13 @@ def main() -> int:
                 f"`dataset` must be local clips, got {arguments.dataset!r}; download a Hub data "
                 "set first (`hf download --repo-type dataset`)."
             )
-        index = write_pseudo_masks(source, arguments.output_dir, settings, progress=show_progress)
+        index = write_pseudo_masks(
+            source,
+            arguments.output_dir,
+            settings,
+            num_workers=arguments.num_workers,
+            progress=show_progress,
+        )
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

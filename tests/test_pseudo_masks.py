@@ -167,6 +167,16 @@ def test_interrupted_writing_goes_on_after_the_last_whole_shard(tmp_path: Path) 
         ).stat().st_size
 
 
+def test_workers_do_not_change_the_result(tmp_path: Path) -> None:
+    source = open_source(_folder_of_clips(tmp_path / "clips"))
+    settings = PseudoMaskSettings(clips_per_shard=2)
+    alone = write_pseudo_masks(source, tmp_path / "alone", settings)
+    shared = write_pseudo_masks(source, tmp_path / "shared", settings, num_workers=2)
+    assert shared == alone
+    for path in (tmp_path / "alone").glob("*.tar"):
+        assert path.read_bytes() == (tmp_path / "shared" / path.name).read_bytes()
+
+
 def test_other_settings_are_refused(tmp_path: Path) -> None:
     source = open_source(_folder_of_clips(tmp_path / "clips"))
     write_pseudo_masks(source, tmp_path / "out", PseudoMaskSettings(clips_per_shard=3))

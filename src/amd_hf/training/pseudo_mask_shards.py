@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import io
 import json
+import multiprocessing
 import os
 import tarfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -67,6 +69,7 @@ def write_pseudo_masks(
     output_dir: str | os.PathLike[str],
     settings: PseudoMaskSettings | None = None,
     *,
+    num_workers: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
     """Writes the clips that have a plausible object as tar shards with masks.
@@ -77,6 +80,7 @@ def write_pseudo_masks(
         source: Clips of short length (all frames of a clip are held in memory).
         output_dir: Folder of the shards; made where it is missing.
         settings: How the masks are made; None uses motion alone.
+        num_workers: Processes that work on shards; 0 works in this one. The result is the same.
         progress: Called with the numbers of finished and of all clips.
 
     Returns:
@@ -90,19 +94,13 @@ def write_pseudo_masks(
     folder = Path(output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     _claim(folder, settings, len(source))
-    model = None
-    if settings.model_name_or_path is not None:
-        model = AMDModel.from_pretrained(settings.model_name_or_path).eval()
-    total = Counts()
-    for number, first in enumerate(range(0, len(source), settings.clips_per_shard)):
-        report = folder / f"shard-{number:05d}.json"
-        clips = range(first, min(first + settings.clips_per_shard, len(source)))
-        if not report.is_file():
-            counts = _write_shard(source, clips, report.with_suffix(".tar"), model, settings)
-            write_atomically(report, json.dumps(asdict(counts)).encode())
-        _add(total, json.loads(report.read_text(encoding="utf-8")))
+    shards = _plan(folder, len(source), settings)
+    total, num_done = Counts(), 0
+    for number, counts in _run(source, shards, settings, num_workers):
+        _add(total, counts)
+        num_done += len(shards[number][1])
         if progress is not None:
-            progress(clips.stop, len(source))
+            progress(num_done, len(source))
     if not total.masks:
         raise ValueError(
             f"`source` has {len(source)} clips, but none shows something that moves on its own."
@@ -114,6 +112,57 @@ def write_pseudo_masks(
     }
     write_atomically(folder / INDEX_NAME, json.dumps(index, indent=1).encode())
     return index
+
+
+Shard = tuple[Path, range]
+
+
+def _plan(folder: Path, num_clips: int, settings: PseudoMaskSettings) -> list[Shard]:
+    """Returns path and clips of every shard."""
+    size = settings.clips_per_shard
+    return [
+        (folder / f"shard-{number:05d}.tar", range(first, min(first + size, num_clips)))
+        for number, first in enumerate(range(0, num_clips, size))
+    ]
+
+
+def _run(
+    source: ClipSource, shards: list[Shard], settings: PseudoMaskSettings, num_workers: int
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yields number and counts of every shard, in whatever order they are finished."""
+    if num_workers == 0:
+        _start_worker(source, settings)
+        for number, shard in enumerate(shards):
+            yield number, _finished_shard(shard)
+        return
+    # Spawned, not forked: a fork of a process with computing threads can hang.
+    context = multiprocessing.get_context("spawn")
+    arguments = (source, settings)
+    with ProcessPoolExecutor(num_workers, context, _start_worker, arguments) as pool:
+        jobs = {pool.submit(_finished_shard, shard): n for n, shard in enumerate(shards)}
+        for job in as_completed(jobs):
+            yield jobs[job], job.result()
+
+
+_worker: list[tuple[ClipSource, PseudoMaskSettings, AMDModel | None]] = []
+
+
+def _start_worker(source: ClipSource, settings: PseudoMaskSettings) -> None:
+    """Keeps source and model in a worker process, so that they are sent and loaded once."""
+    name = settings.model_name_or_path
+    model = AMDModel.from_pretrained(name).eval() if name is not None else None
+    _worker[:] = [(source, settings, model)]
+
+
+def _finished_shard(shard: Shard) -> dict[str, Any]:
+    """Writes a shard unless it is there already; returns its counts."""
+    path, clips = shard
+    report = path.with_suffix(".json")
+    if not report.is_file():
+        source, settings, model = _worker[0]
+        counts = _write_shard(source, clips, path, model, settings)
+        write_atomically(report, json.dumps(asdict(counts)).encode())
+    return dict(json.loads(report.read_text(encoding="utf-8")))
 
 
 def _claim(folder: Path, settings: PseudoMaskSettings, num_clips: int) -> None:

@@ -38,11 +38,12 @@ MIN_AREA = 0.012
 MAX_AREA = 0.42
 MAX_BORDER_SHARE = 0.28
 MIN_RESIDUAL = 0.45
-# Color models: iterations of GrabCut; pixels farther from the mask than the radius are background,
-# pixels deeper inside it than the core are object (both in pixels).
+# Color models: short side at which GrabCut works, its iterations; pixels farther from the mask than
+# the radius are background, pixels deeper inside it than the core are object (both in pixels).
+GRABCUT_SHORT_SIDE = 96
 GRABCUT_ITERATIONS = 3
-GRABCUT_RADIUS = 12
-GRABCUT_CORE = 3
+GRABCUT_RADIUS = 6
+GRABCUT_CORE = 2
 MIN_GRABCUT_PIXELS = 30
 
 
@@ -116,12 +117,27 @@ def refine_by_color(frame: Tensor, mask: Tensor) -> Tensor:
 
     Source: Rother et al., "GrabCut", SIGGRAPH 2004 (OpenCV).
     """
+    height, width = mask.shape
+    scale = min(GRABCUT_SHORT_SIDE / min(height, width), 1.0)
+    size = (round(height * scale), round(width * scale))
+    small = F.interpolate(
+        torch.cat([frame, mask.unsqueeze(0)]).unsqueeze(0), size, mode="bilinear", antialias=True
+    ).squeeze(0)
+    cut = _grab_cut(small[:3], small[3])
+    if cut is None:
+        return mask
+    cut = F.interpolate(cut.view(1, 1, *size), (height, width), mode="bilinear").view_as(mask)
+    return (mask + cut) / 2
+
+
+def _grab_cut(frame: Tensor, mask: Tensor) -> Tensor | None:
+    """Returns the cut as 0 and 1, shape (H, W); None where one side is too small for colors."""
     import cv2
 
     probability = mask.numpy()
     inside = (probability > 0.5).astype(np.uint8)
     if not MIN_GRABCUT_PIXELS < inside.sum() < inside.size - MIN_GRABCUT_PIXELS:
-        return mask
+        return None
     near = cv2.dilate((probability > 0.3).astype(np.uint8), _disk(GRABCUT_RADIUS))
     core = cv2.erode(inside, _disk(GRABCUT_CORE))
     labels = np.where(inside, cv2.GC_PR_FGD, cv2.GC_PR_BGD).astype(np.uint8)
@@ -129,21 +145,14 @@ def refine_by_color(frame: Tensor, mask: Tensor) -> Tensor:
     labels[(core > 0) & (probability > 0.9)] = cv2.GC_FGD
     pixels = (frame.permute(1, 2, 0).numpy()[..., ::-1] * 255).round().astype(np.uint8)
     background, foreground = np.zeros((1, 65)), np.zeros((1, 65))
+    whole = (0, 0, 1, 1)  # a rectangle is not used where labels are given
+    mode = cv2.GC_INIT_WITH_MASK
     cv2.setRNGSeed(0)  # its clustering draws random centers
     try:
-        cv2.grabCut(
-            pixels,
-            labels,
-            (0, 0, 1, 1),  # not used with a mask
-            background,
-            foreground,
-            GRABCUT_ITERATIONS,
-            cv2.GC_INIT_WITH_MASK,
-        )
+        cv2.grabCut(pixels, labels, whole, background, foreground, GRABCUT_ITERATIONS, mode)
     except cv2.error:  # one side has too few distinct colors for a mixture
-        return mask
-    cut = torch.from_numpy((labels == cv2.GC_FGD) | (labels == cv2.GC_PR_FGD))
-    return (mask + cut.to(mask.dtype)) / 2
+        return None
+    return torch.from_numpy((labels == cv2.GC_FGD) | (labels == cv2.GC_PR_FGD)).float()
 
 
 def _disk(radius: int) -> np.ndarray:
