@@ -249,7 +249,32 @@ def test_batches_carry_masks_and_the_stage_learns_them(tmp_path: Path) -> None:
     assert losses[-1] < 0.9 * losses[0]
 
 
-def test_stage_names_a_data_set_without_masks() -> None:
+def test_joint_stage_adds_both_frames_to_the_published_loss() -> None:
+    model = AMDModel(AMDConfig.tiny()).eval()
+    batch = {
+        "pixel_values": torch.randn(2, 2, 3, 64, 64),
+        "object_masks": torch.ones(2, 2, 64, 64),
+        "has_object_mask": torch.tensor([[True, False], [False, False]]),
+    }
+    loss, logs = OBJECTIVES["segment_flow_pseudo_mask"](model, batch, 0)
+    photometric = model(pixel_values=batch["pixel_values"])
+    assert loss.item() == pytest.approx(
+        logs["photometric_loss"].item() + logs["pseudo_mask_loss"].item()
+    )
+    assert logs["photometric_loss"].item() == pytest.approx(photometric.loss.item(), rel=1e-5)
+    # Only the one frame with a mask counts.
+    object_masks_of_it = photometric.segment_masks[0, 0, model.config.object_segment]
+    expected = -2.2 * object_masks_of_it.log().mean()
+    assert logs["pseudo_mask_loss"].item() == pytest.approx(expected.item(), rel=1e-4)
+    loss.backward()
+    assert all(
+        parameter.grad is None or parameter.grad.isfinite().all()
+        for parameter in model.parameters()
+    )
+
+
+@pytest.mark.parametrize("stage", ["pseudo_mask", "segment_flow_pseudo_mask"])
+def test_stage_names_a_data_set_without_masks(stage: str) -> None:
     model = AMDModel(AMDConfig.tiny())
-    with pytest.raises(ValueError, match="needs a `dataset` of scripts/make_pseudo_masks"):
-        OBJECTIVES["pseudo_mask"](model, {"pixel_values": torch.zeros(1, 2, 3, 64, 64)}, 0)
+    with pytest.raises(ValueError, match="need a `dataset` of scripts/make_pseudo_masks"):
+        OBJECTIVES[stage](model, {"pixel_values": torch.zeros(1, 2, 3, 64, 64)}, 0)

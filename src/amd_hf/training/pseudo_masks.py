@@ -24,14 +24,14 @@ from amd_hf.training.classical_motion import (
     classical_flow,
     dominant_motion_residual,
 )
-from amd_hf.training.moving_objects import moving_object_loss
-from amd_hf.training.objectives import Batch, register_objective
+from amd_hf.training.moving_objects import MOVING_OBJECT_WEIGHT, moving_object_loss
+from amd_hf.training.objectives import Batch, output_statistics, register_objective
 
 # Log odds per unit of evidence: of the model's object segment, and of the logarithm of the motion
 # ratio above its middle (RESIDUAL_LOW + RESIDUAL_HIGH) / 2. Chosen on the development sequences.
 MODEL_WEIGHT = 2.0
 MOTION_WEIGHT = 4.5
-MAX_MOTION_EVIDENCE = 3.0
+MAX_MOTION_EVIDENCE = 4.5
 # A mask is kept if it covers a share of the frame between these, touches at most so much of the
 # border, and moves by at least so many pixels against the camera.
 MIN_AREA = 0.012
@@ -212,19 +212,13 @@ def pseudo_mask_objective(
     Raises:
         ValueError: If the batch has no masks.
     """
-    if "object_masks" not in batch:
-        raise ValueError(
-            "The stage `pseudo_mask` needs a `dataset` of scripts/make_pseudo_masks.py; this one "
-            "has no object masks."
-        )
-    pixel_values, has_mask = batch["pixel_values"], batch["has_object_mask"]
+    pixel_values, has_mask = batch["pixel_values"], _checked(batch)
     # The first frame, or the second one where only that has a mask.
     column = (~has_mask[:, 0]).long()
     rows = torch.arange(len(column), device=column.device)
     target = MovingObject(batch["object_masks"][rows, column], has_mask[rows, column])
     outputs = model(pixel_values=pixel_values[rows, column])
-    inner: Any = getattr(model, "module", model)
-    object_segment = inner.config.object_segment
+    object_segment = _config(model).object_segment
     loss = moving_object_loss(outputs.segment_logits, target, object_segment)
     share = outputs.segment_masks.detach()[:, object_segment].mean()
     logs = {
@@ -233,6 +227,39 @@ def pseudo_mask_objective(
         "usable_share": target.is_usable.float().mean(),
     }
     return loss, logs
+
+
+@register_objective("segment_flow_pseudo_mask")
+def joint_objective(model: nn.Module, batch: Batch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+    """The published photometric loss of the segment flow, plus the pseudo-masks of both frames.
+
+    The second term keeps the object in its segment while the other segments learn to share the
+    rest of the frame out by common motion.
+
+    Raises:
+        ValueError: If the batch has no masks.
+    """
+    has_mask = _checked(batch)
+    outputs = model(pixel_values=batch["pixel_values"])
+    target = MovingObject(batch["object_masks"].flatten(0, 1), has_mask.flatten())
+    logits = outputs.segment_logits.flatten(0, 1)
+    guided = moving_object_loss(logits, target, _config(model).object_segment)
+    logs = {"photometric_loss": outputs.loss, "pseudo_mask_loss": guided}
+    return outputs.loss + MOVING_OBJECT_WEIGHT * guided, {**logs, **output_statistics(outputs)}
+
+
+def _checked(batch: Batch) -> Tensor:
+    """Returns which frames have a mask; refuses batches without masks."""
+    if "object_masks" not in batch:
+        raise ValueError(
+            "Stages with pseudo-masks need a `dataset` of scripts/make_pseudo_masks.py; this one "
+            "has no object masks."
+        )
+    return batch["has_object_mask"]
+
+
+def _config(model: nn.Module) -> Any:
+    return getattr(model, "module", model).config
 
 
 __all__ = [
