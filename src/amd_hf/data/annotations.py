@@ -10,9 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from amd_hf.image_io_amd import DECODE_ERRORS, open_image
+
 IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".webp"})
 MIDDLE_GRAY = 127
 NUM_NAMES_SHOWN = 3
+MOST_DIGITS = 1000
 
 BenchmarkKind = Literal["video", "image", "semantic"]
 
@@ -89,7 +92,12 @@ class Benchmark:
 def natural_key(name: str) -> list[tuple[int, int | str]]:
     """Sort key that orders `cars1_2` before `cars1_10`."""
     parts = re.split(r"(\d+)", name)
-    return [(0, int(part)) if part.isdigit() else (1, part) for part in parts if part]
+    return [(0, _number(part)) if part.isdecimal() else (1, part) for part in parts if part]
+
+
+def _number(digits: str) -> int:
+    """The number that some digits stand for; Python refuses to read thousands of them."""
+    return int(digits[:MOST_DIGITS])
 
 
 def image_files(folder: Path) -> dict[str, Path]:
@@ -110,6 +118,19 @@ def image_files(folder: Path) -> dict[str, Path]:
             )
         found[path.stem] = path
     return found
+
+
+def read_text(path: Path) -> str:
+    """The text of a list or table.
+
+    Raises:
+        ValueError: If the file cannot be read or is no UTF-8 text.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is no UTF-8 text"
+        raise ValueError(f"Cannot read {path} ({reason}); restore the original.") from error
 
 
 def shown(names: Iterable[str]) -> str:
@@ -138,9 +159,9 @@ def read_frame(path: Path) -> Image.Image:
         ValueError: If the file is missing or cannot be decoded.
     """
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             return ImageOps.exif_transpose(image).convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except DECODE_ERRORS as error:
         raise ValueError(f"Cannot read the frame {path} ({error}); replace the file.") from error
 
 
@@ -154,11 +175,11 @@ def read_labels(path: Path) -> NDArray[np.integer]:
         ValueError: If the file is missing or cannot be decoded.
     """
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             if image.mode in ("1", "L", "P", "I", "I;16"):
                 return np.asarray(image).astype(np.int64)
             channels = np.asarray(image.convert("RGB")).astype(np.int64)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except DECODE_ERRORS as error:
         raise ValueError(f"Cannot read the mask {path} ({error}); replace the file.") from error
     return channels[..., 0] * 65536 + channels[..., 1] * 256 + channels[..., 2]
 
@@ -180,10 +201,10 @@ def read_object_mask(path: Path, object_values: frozenset[int] | None = None) ->
     if object_values is not None:
         return np.isin(read_labels(path), list(object_values))
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             is_indexed = image.mode in ("1", "P")
             levels = np.asarray(image if is_indexed else image.convert("L"))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except DECODE_ERRORS as error:
         raise ValueError(f"Cannot read the mask {path} ({error}); replace the file.") from error
     highest = int(levels.max())
     if is_indexed or highest <= 1:

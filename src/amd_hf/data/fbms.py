@@ -22,6 +22,7 @@ from amd_hf.data.annotations import (
 NUM_SEQUENCES, NUM_ANNOTATED = 59, 720
 NUM_TEST_SEQUENCES, NUM_TEST_ANNOTATED = 30, 367
 MASK_SUFFIX = "_gt"
+MOST_REGIONS, WHITE = 10_000, 0xFFFFFF
 
 
 def open_fbms59(root: Path) -> Benchmark:
@@ -139,11 +140,15 @@ def _read_definition(path: Path) -> tuple[frozenset[int], dict[str, Path]]:
     try:
         start = lines.index("Total number of regions:")
         num_regions = int(lines[start + 1])
+        if not 1 <= num_regions <= MOST_REGIONS:
+            raise ValueError(f"it names {num_regions} regions")
         colors = [int(line) for line in lines[start + 2 : start + 2 + num_regions]]
+        if not all(0 <= color <= WHITE for color in colors):
+            raise ValueError("it names a color outside of 24 bits")
         masks = {}
         for index, line in enumerate(lines):
             if line == "File name:":
-                mask = path.parent / lines[index + 1]
+                mask = path.parent / _file_name(lines[index + 1])
                 masks[_frame_of(lines, index, mask)] = mask
     except (ValueError, IndexError) as error:
         raise ValueError(
@@ -158,6 +163,13 @@ def _read_definition(path: Path) -> tuple[frozenset[int], dict[str, Path]]:
     if absent:
         raise ValueError(f"{path} names masks that are missing: {absent[0]}; restore the files.")
     return frozenset(colors[1:]), masks
+
+
+def _file_name(text: str) -> str:
+    """A name of a file in the folder of the definition; other folders are not looked into."""
+    if text in ("", ".", "..") or "\0" in text or text != Path(text.replace("\\", "/")).name:
+        raise ValueError(f"{text[:80]!r} is not the name of a file beside it")
+    return text
 
 
 def _frame_of(lines: list[str], index: int, mask: Path) -> str:

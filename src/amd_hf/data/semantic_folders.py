@@ -19,9 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from amd_hf.data.annotations import image_files, read_frame, read_labels, shown
+from amd_hf.data.annotations import image_files, read_frame, read_labels, read_text, shown
 from amd_hf.data.semantic_images import MaskCoding, parse_label_names, upright_size
 from amd_hf.data.voc import VOC_LABELS
+from amd_hf.image_io_amd import DECODE_ERRORS, open_image
 
 IMAGE_FOLDERS = ("images", "image", "imgs", "JPEGImages")
 MASK_FOLDERS = ("masks", "mask", "annotations", "labels", "SegmentationClass")
@@ -97,9 +98,9 @@ class LabelledFiles:
         """
         path = self.files[index].image
         try:
-            with Image.open(path) as image:
+            with open_image(path) as image:
                 return upright_size(image)
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        except DECODE_ERRORS as error:
             raise ValueError(
                 f"Cannot read the image {path} ({error}); replace the file."
             ) from error
@@ -312,7 +313,7 @@ def _read_list(path: Path) -> list[str] | None:
     """Names of a list; lines are names, or paths of an image and its mask."""
     if not path.is_file():
         return None
-    lines = path.read_text(encoding="utf-8").splitlines()
+    lines = read_text(path).splitlines()
     return [Path(line.split()[0]).stem for line in lines if line.strip()]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,11 +11,11 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from amd_hf.data.semantic_images import MaskCoding, parse_label_names, upright_size
+from amd_hf.image_io_amd import DECODE_ERRORS, open_image
 
 IMAGE_COLUMNS = ("image", "pixel_values", "img")
 MASK_COLUMNS = ("annotation", "mask", "label", "labels", "segmentation", "segmentation_mask")
 SPLIT_ALIASES = {"val": ("validation", "val", "valid", "dev"), "train": ("train", "training")}
-READ_ERRORS = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 DATA_EXTRA = 'Hub data sets need the `train` extra: pip install "amd-hf[train]".'
 
 
@@ -66,7 +65,7 @@ class LabelledRows:
         cell = self._columns[column][index][column]
         if cell is None:
             raise ValueError(f"Row {index} of {self.title} has no `{column}`; remove the row.")
-        return Image.open(io.BytesIO(cell["bytes"]) if cell.get("bytes") else cell["path"])
+        return open_image(io.BytesIO(cell["bytes"]) if cell.get("bytes") else cell["path"])
 
     def load_image(self, index: int) -> Image.Image:
         """The image in RGB, upright.
@@ -77,7 +76,7 @@ class LabelledRows:
         try:
             with self._open(index, self.image_column) as image:
                 return ImageOps.exif_transpose(image).convert("RGB")
-        except READ_ERRORS as error:
+        except DECODE_ERRORS as error:
             raise ValueError(f"Cannot read row {index} of {self.title} ({error}).") from error
 
     def load_mask(self, index: int) -> NDArray[np.int64]:
@@ -91,7 +90,7 @@ class LabelledRows:
                 if mask.mode in ("1", "L", "P", "I", "I;16"):
                     return self.coding.decode(np.asarray(mask).astype(np.int64))
                 channels = np.asarray(mask.convert("RGB")).astype(np.int64)
-        except READ_ERRORS as error:
+        except DECODE_ERRORS as error:
             raise ValueError(f"Cannot read row {index} of {self.title} ({error}).") from error
         codes = channels[..., 0] * 65536 + channels[..., 1] * 256 + channels[..., 2]
         return self.coding.decode(codes)
@@ -105,7 +104,7 @@ class LabelledRows:
         try:
             with self._open(index, self.image_column) as image:
                 return upright_size(image)
-        except READ_ERRORS as error:
+        except DECODE_ERRORS as error:
             raise ValueError(f"Cannot read row {index} of {self.title} ({error}).") from error
 
     def subset(self, indices: Sequence[int], title: str) -> LabelledRows:
@@ -193,7 +192,4 @@ def hub_labels(dataset_name: str, token: str | None = None) -> tuple[str, ...] |
         path = hf_hub_download(dataset_name, "id2label.json", repo_type="dataset", token=token)
     except (HfHubHTTPError, HFValidationError, OSError):
         return None  # the names are optional there, and may come from --class_names
-    try:
-        return parse_label_names(path)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"id2label.json of {dataset_name} is no JSON ({error}).") from error
+    return parse_label_names(path)

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from amd_hf.data.annotations import shown
+from amd_hf.data.annotations import read_text, shown
 
 IGNORED = 255
 """Id of the pixels that do not count, in everything that `load_mask` returns."""
@@ -202,9 +202,9 @@ def parse_label_names(text: str) -> tuple[str, ...]:
     """
     path = Path(text)
     if path.suffix == ".json" and path.is_file():
-        names = _names_of_json(json.loads(path.read_text(encoding="utf-8")), text)
+        names = _names_of_json(read_text(path), text)
     elif path.is_file():
-        names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+        names = [line.strip() for line in read_text(path).splitlines()]
         names = [name for name in names if name]
     else:
         names = [name.strip() for name in text.split(",")]
@@ -216,11 +216,20 @@ def parse_label_names(text: str) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _names_of_json(content: object, source: str) -> list[str]:
+def _names_of_json(text: str, source: str) -> list[str]:
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{source} is no JSON ({error}); restore the original.") from error
     if isinstance(content, list):
         return [str(name) for name in content]
     if isinstance(content, Mapping):
-        by_id = {int(key): str(name) for key, name in content.items() if str(key).isdigit()}
+        by_id = {int(key): str(name) for key, name in content.items() if _is_id(key)}
         if len(by_id) == len(content) and sorted(by_id) == list(range(len(by_id))):
             return [by_id[index] for index in range(len(by_id))]
     raise ValueError(f"{source} must map the ids 0, 1, 2, ... to names, or be a list of names.")
+
+
+def _is_id(key: str) -> bool:
+    """Whether a key of a JSON object is a class id; no data set has 10^9 classes."""
+    return key.isdecimal() and len(key) < 10

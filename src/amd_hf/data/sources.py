@@ -13,6 +13,9 @@ VIDEO_SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".m
 # YouTube-VOS numbers its frames by their position in a video of 30 frames/s; `train` holds every
 # fifth of them, `train_all_frames` all.
 YOUTUBE_VOS_FPS = 30.0
+MOST_DIGITS = 1000
+# Frame numbers fit into int64.
+MOST_NUMBER_DIGITS = 18
 
 
 @dataclass(frozen=True)
@@ -135,16 +138,24 @@ def frame_numbers(names: Sequence[str]) -> tuple[int, ...] | None:
     numbers: list[int] = []
     for name in names:
         match = re.search(r"(\d+)$", PurePosixPath(name).stem)
-        if match is None or (numbers and int(match[1]) <= numbers[-1]):
+        if match is None or len(match[1]) > MOST_NUMBER_DIGITS:
             return None
-        numbers.append(int(match[1]))
+        number = int(match[1])
+        if numbers and number <= numbers[-1]:
+            return None
+        numbers.append(number)
     return tuple(numbers)
 
 
 def natural_key(name: str) -> tuple[tuple[int, int, str], ...]:
     """Returns a sort key under which `frame2` comes before `frame10`."""
     parts = re.split(r"(\d+)", name)
-    return tuple((0, int(part), part) if part.isdigit() else (1, 0, part) for part in parts)
+    return tuple((0, _number(part), part) if part.isdecimal() else (1, 0, part) for part in parts)
+
+
+def _number(digits: str) -> int:
+    """Returns the number that some digits stand for; Python refuses to read thousands of them."""
+    return int(digits[:MOST_DIGITS])
 
 
 def is_image(name: str) -> bool:

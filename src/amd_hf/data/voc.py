@@ -6,7 +6,14 @@ inside `VOCdevkit/VOC2012`.
 
 from pathlib import Path
 
-from amd_hf.data.annotations import AnnotatedFrame, AnnotatedSequence, Benchmark, image_files, shown
+from amd_hf.data.annotations import (
+    AnnotatedFrame,
+    AnnotatedSequence,
+    Benchmark,
+    image_files,
+    read_text,
+    shown,
+)
 
 VOC_LABELS = (
     "background",
@@ -57,7 +64,7 @@ def open_voc2012(root: Path, split: str = "val") -> Benchmark:
             f"{root} is not a VOC 2012 folder: expected SegmentationClass and "
             f"ImageSets/Segmentation/{split}.txt in it."
         )
-    names = names_file.read_text(encoding="utf-8").split()
+    names = read_text(names_file).split()
     images, masks = image_files(root / "JPEGImages"), image_files(root / "SegmentationClass")
     orphans = [name for name in names if name in masks and name not in images]
     if orphans:
