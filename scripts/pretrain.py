@@ -8,8 +8,8 @@
     ACCELERATE_USE_CPU=true torchrun --nproc_per_node 2 scripts/pretrain.py ...   # 2 CPU processes
 
 `--recipe published` (the default) is the published recipe; `--help` lists all options. Exit code 0:
-done; 2: the options or the data cannot be used; 143 or 130: stopped by SIGTERM or Ctrl-C after
-writing a checkpoint.
+done; 1: the data cannot be read any further, the state is saved; 2: the options or the data cannot
+be used; 143 or 130: stopped by SIGTERM or Ctrl-C after writing a checkpoint.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ def main() -> int:
     for name in ("httpx", "datasets", "accelerate"):
         logging.getLogger(name).setLevel(logging.WARNING)
     from amd_hf.training.checkpointing import CheckpointError
+    from amd_hf.training.interrupts import DataStreamError
     from amd_hf.training.pretraining import pretrain
 
     try:
@@ -41,6 +42,9 @@ def main() -> int:
     except (ValueError, ImportError, CheckpointError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except DataStreamError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     stopped_by = {signal.SIGTERM.name: 143, signal.SIGINT.name: 130}
     return stopped_by.get(results["end"], 0)
 

@@ -1,25 +1,32 @@
 """Small generated benchmarks, laid out like the originals, for the evaluation tests."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
 import numpy as np
 from PIL import Image
 
 HEIGHT, WIDTH = 48, 64
 
 
-def square(left, top=14, size=20):
+def square(left: int, top: int = 14, size: int = 20) -> np.ndarray:
     mask = np.zeros((HEIGHT, WIDTH), bool)
     mask[top : top + size, left : left + size] = True
     return mask
 
 
-def textured_frame(mask, seed):
+def textured_frame(mask: np.ndarray, seed: int) -> np.ndarray:
     rng = np.random.default_rng(seed)
     background = rng.integers(60, 110, (HEIGHT, WIDTH, 3))
     foreground = rng.integers(170, 250, (HEIGHT, WIDTH, 3))
     return np.where(mask[..., None], foreground, background).astype(np.uint8)
 
 
-def write_davis(root, sequences=("blackswan", "dog"), num_frames=4):
+def write_davis(
+    root: Path, sequences: Sequence[str] = ("blackswan", "dog"), num_frames: int = 4
+) -> Path:
     """Videos of a bright square that moves 2 pixels a frame."""
     for number, name in enumerate(sequences):
         frames, masks = root / "JPEGImages/480p" / name, root / "Annotations/480p" / name
@@ -33,7 +40,7 @@ def write_davis(root, sequences=("blackswan", "dog"), num_frames=4):
     return root
 
 
-def write_images(root, num_images=5):
+def write_images(root: Path, num_images: int = 5) -> Path:
     """Images of a bright square, as an ECSSD folder."""
     (root / "images").mkdir(parents=True)
     (root / "masks").mkdir()

@@ -35,6 +35,7 @@ TIMES = {
     "model_limit",
     "seconds",
     "created",
+    "commit",
     "output_dir",
     "resume_from_checkpoint",
 }
@@ -234,15 +235,14 @@ class Packing(Workload):
     def half_written(self, whole: Path, killed: Path) -> list[str]:
         """Shards and parts that are not whole, or a folder that opens before it is finished."""
         found = different_files(whole, killed, [p.name for p in killed.glob("shard-*.tar")])
+        if (killed / "index.json").is_file():  # of a finished folder, only parts may be left
+            return found + different_files(whole, killed, ["index.json"])
         for report in killed.glob("parts/*.json"):
             num_clips = json.loads(report.read_text())["clips"]
             with tarfile.open(report.with_suffix(".tar")) as archive:
                 num_found = sum(name.endswith(".json") for name in archive.getnames())
             if num_found != num_clips:
                 found.append(f"{report.name} counts {num_clips} clips, its tar holds {num_found}")
-        is_finished = (killed / "index.json").is_file()
-        if is_finished:
-            return found + different_files(whole, killed, ["index.json"])
         try:
             open_source(killed)
         except ValueError:

@@ -7,6 +7,7 @@ the extras of the others.
 from __future__ import annotations
 
 import argparse
+import io
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -37,6 +38,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Arguments without the program's name; None takes those of the process.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # Names of files may have no letters in the encoding of the terminal.
+        sys.stdout.reconfigure(errors="backslashreplace")
     called = [argument for argument in arguments[:1] if argument in COMMANDS]
     args = build_parser(called or COMMANDS).parse_args(arguments)
     try:

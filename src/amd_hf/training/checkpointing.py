@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from amd_hf.whole_files import PARTIAL_PREFIX, sync_path
 
@@ -28,6 +29,8 @@ MANIFEST = "manifest.json"
 STEP_FOLDER = re.compile(r"step_(\d+)")
 TRASH_PREFIX = ".trash_"
 READ_SIZE = 1 << 20
+# What a full or vanished disk raises: torch and safetensors have their own ways to say it.
+WRITE_ERRORS = (OSError, RuntimeError, SafetensorError)
 
 
 class CheckpointError(RuntimeError):
@@ -49,12 +52,22 @@ def file_digest(path: Path) -> str:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Writes a text file so that readers see the old or the new content, never a part."""
+    """Writes a text file so that readers see the old or the new content, never a part.
+
+    Raises:
+        CheckpointError: If it cannot be written; the old content stays.
+    """
     partial = path.with_name(f"{PARTIAL_PREFIX}{path.name}")
-    partial.write_text(text)
-    sync_path(partial)
-    partial.replace(path)
-    sync_path(path.parent)
+    try:
+        partial.write_text(text, encoding="utf-8", errors="surrogateescape")
+        sync_path(partial)
+        partial.replace(path)
+        sync_path(path.parent)
+    except OSError as error:
+        raise CheckpointError(
+            f"{path} cannot be written: {error}; free space and run again with "
+            "--resume_from_checkpoint latest."
+        ) from error
 
 
 def begin_checkpoint(output_dir: str | Path, step: int) -> Path:
@@ -223,7 +236,7 @@ def write_checkpoint(
 def _attempt(action: Callable[[], Any]) -> bool:
     try:
         action()
-    except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
+    except WRITE_ERRORS as error:
         logger.error("The checkpoint could not be written: %s", error)
         return False
     return True

@@ -20,6 +20,8 @@ from amd_hf.image_processing_amd import AMDImageProcessor
 from amd_hf.metrics import ConfusionMatrix
 from amd_hf.training.checkpointing import (
     PARTIAL_PREFIX,
+    WRITE_ERRORS,
+    CheckpointError,
     commit_checkpoint,
     sync_path,
     write_atomically,
@@ -189,7 +191,7 @@ class BestWeights:
             values = _without_nan({"step": step, "scores": scores})
             (partial / SCORE_FILE).write_text(json.dumps(values))
             folder = commit_checkpoint(partial)
-        except (OSError, RuntimeError) as error:
+        except WRITE_ERRORS as error:
             logger.error("The best weights could not be written: %s", error)
             return False
         self.folder, self.step, self.scores = folder, step, values["scores"]
@@ -218,7 +220,7 @@ def save_final(model: Any, processor: AMDImageProcessor, folder: Path) -> None:
     """Writes a complete model folder aside and moves its files into place one by one.
 
     Raises:
-        RuntimeError: If it cannot be written; the last checkpoint holds the weights.
+        CheckpointError: If it cannot be written; the last checkpoint holds the weights.
     """
     partial = folder / f"{PARTIAL_PREFIX}final"
     try:
@@ -228,8 +230,8 @@ def save_final(model: Any, processor: AMDImageProcessor, folder: Path) -> None:
         for path in sorted(partial.iterdir()):
             sync_path(path)
             path.replace(folder / path.name)
-    except OSError as error:
-        raise RuntimeError(
+    except WRITE_ERRORS as error:
+        raise CheckpointError(
             f"The final weights could not be written to {folder}: {error}; free space and run "
             "again with --resume_from_checkpoint latest."
         ) from error

@@ -14,7 +14,13 @@ import torch
 from amd_hf.evaluation.object_segment import choose_object_segment, store_object_segment
 from amd_hf.image_processing_amd import AMDImageProcessor
 from amd_hf.modeling_amd import AMDModel
-from amd_hf.training.checkpointing import PARTIAL_PREFIX, sync_path, write_atomically
+from amd_hf.training.checkpointing import (
+    PARTIAL_PREFIX,
+    WRITE_ERRORS,
+    CheckpointError,
+    sync_path,
+    write_atomically,
+)
 from amd_hf.training.data_stream import fixed_batches
 from amd_hf.training.provenance import PROVENANCE_FILE, build_provenance
 from amd_hf.training.run_state import EMA_FOLDER, versions
@@ -41,7 +47,7 @@ def finish_run(run: PretrainingRun, results: dict[str, Any]) -> dict[str, Any]:
         written them to `OUTPUT_DIR/all_results.json`.
 
     Raises:
-        RuntimeError: If the weights cannot be written; the last checkpoint holds them.
+        CheckpointError: If the weights cannot be written; the last checkpoint holds them.
     """
     run.stream.close()
     if run.accelerator.is_main_process:
@@ -102,8 +108,8 @@ def _save_final(model: Any, folder: Path) -> None:
         for path in sorted(partial.iterdir()):
             sync_path(path)
             path.replace(folder / path.name)
-    except OSError as error:
-        raise RuntimeError(
+    except WRITE_ERRORS as error:
+        raise CheckpointError(
             f"The final weights could not be written to {folder}: {error}; free space and run "
             "again with --resume_from_checkpoint latest."
         ) from error

@@ -1,4 +1,7 @@
-"""Asks to stop (SIGTERM of a cluster, Ctrl-C) that a run answers at the end of its step."""
+"""What ends a run from outside: a request to stop (SIGTERM of a cluster, Ctrl-C), or no more data.
+
+A request is answered at the end of the step.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,19 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+
+
+class DataStreamError(RuntimeError):
+    """The data of a run cannot be read any further, such as when the network is gone."""
+
+    @classmethod
+    def caused_by(cls, error: Exception) -> DataStreamError:
+        """One line about an error of a loader; that of a worker holds a traceback as text."""
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        name = type(error).__name__
+        if "Traceback" in str(error):
+            return cls(lines[-1])
+        return cls(f"{name}: {lines[0]}" if lines else name)
 
 
 class StopRequest:
@@ -22,6 +38,24 @@ class StopRequest:
         if self and number == signal.SIGINT:
             raise KeyboardInterrupt  # a second Ctrl-C does not wait
         self.signal_name = signal.Signals(number).name
+
+
+@contextmanager
+def children_end_quietly() -> Iterator[None]:
+    """Keeps a handler for dead child processes from outliving the block.
+
+    PyTorch installs one with the first loader that has workers. It raises wherever the main process
+    happens to be, even in the middle of an update of the weights. Without it, the loader finds out
+    within seconds when it waits for the dead worker, where nothing is half done.
+    """
+    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "SIGCHLD"):
+        yield
+        return
+    handler = signal.getsignal(signal.SIGCHLD)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGCHLD, handler)
 
 
 @contextmanager

@@ -24,7 +24,12 @@ from amd_hf.training.arguments import PretrainingArguments
 from amd_hf.training.data_stream import EndlessBatches, fixed_batches
 from amd_hf.training.ema import ExponentialMovingAverage
 from amd_hf.training.finishing import finish_run
-from amd_hf.training.interrupts import StopRequest, stop_requests
+from amd_hf.training.interrupts import (
+    DataStreamError,
+    StopRequest,
+    children_end_quietly,
+    stop_requests,
+)
 from amd_hf.training.monitors import (
     BufferGuard,
     CollapseMonitor,
@@ -65,6 +70,7 @@ def pretrain(args: PretrainingArguments) -> dict[str, Any]:
         ImportError: If the `train` extra is not installed.
         ValueError: If the options or the data cannot be used, or a checkpoint is of another run.
         RuntimeError: If too many steps in a row were non-finite, or the result cannot be written.
+        DataStreamError: If the data cannot be read any further; the state was saved before.
     """
     with stop_requests() as stop_request:
         return PretrainingRun(args, stop_request).run()
@@ -179,7 +185,10 @@ class PretrainingRun:
         reason = self._stop_reason(None)
         while reason is None:
             stage = stage_at(self.stages, self.progress.step)
-            self._step(stage)
+            try:
+                self._step(stage)
+            except DataStreamError as error:
+                raise self._without_data(error) from error
             step = self.progress.step
             advice = self._log() if step % self.args.logging_steps == 0 else None
             if self._is_due(self.args.validation_steps):
@@ -188,6 +197,23 @@ class PretrainingRun:
             if self._is_due(self.args.checkpointing_steps):
                 self.state.save()
         return reason
+
+    def _without_data(self, error: DataStreamError) -> DataStreamError:
+        """Saves the state after the last step, if the others can still be asked to; one sentence.
+
+        Several processes cannot: only some of them miss their data, and all must save together.
+        Nor can a step that has computed some of its gradients already.
+        """
+        is_between_steps = all(p.grad is None for p in self.unwrapped_model.parameters())
+        is_alone = self.accelerator.num_processes == 1
+        if is_alone and is_between_steps and self.progress.step != self.progress.saved_step:
+            self.state.save()
+        saved = self.progress.saved_step
+        place = "nothing is saved yet" if saved is None else f"step_{saved} is saved"
+        return DataStreamError(
+            f"The data cannot be read any further after step {self.progress.step} ({error}); "
+            f"{place}: go on with --resume_from_checkpoint latest when the source is back."
+        )
 
     def _is_due(self, every: int) -> bool:
         return bool(every) and self.progress.step % every == 0
@@ -261,7 +287,11 @@ class PretrainingRun:
 
     def _next_batch(self) -> dict[str, Any]:
         begin = time.perf_counter()
-        batch = next(self.stream)
+        try:
+            with children_end_quietly():
+                batch = next(self.stream)
+        except Exception as error:  # whatever skipping a sample does not cure
+            raise DataStreamError.caused_by(error) from error
         self._speed.data_seconds += time.perf_counter() - begin
         self.state.record_samples(batch)
         return batch

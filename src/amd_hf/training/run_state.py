@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import logging
+import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PreTrainedConfig
@@ -48,6 +50,8 @@ RUN_FILE = "run.json"
 STATE_FILE = "training_state.pt"
 WEIGHTS_FILE = "model.safetensors"
 EMA_FOLDER = "ema"
+# Keys hold the names of files, which may be no text in the encoding of this machine.
+TEXT: dict[str, Any] = {"encoding": "utf-8", "errors": "surrogateescape"}
 
 # Options that decide which samples come in which order: a change makes the position meaningless.
 DATA_OPTIONS = (
@@ -120,7 +124,8 @@ def prepare_output_dir(args: PretrainingArguments, accelerator: Any) -> Path | N
         A whole checkpoint, the same in all processes, or None for a fresh start.
 
     Raises:
-        ValueError: If the folder holds a run that would be overwritten, or is not a folder.
+        ValueError: If the folder holds a run that would be overwritten, is not a folder, or
+            cannot be written.
         CheckpointError: If the named checkpoint is not whole.
     """
     from accelerate.utils import broadcast_object_list
@@ -141,7 +146,14 @@ def _find_checkpoint(args: PretrainingArguments) -> Path | None:
     output_dir = Path(args.output_dir)
     if output_dir.exists() and not output_dir.is_dir():
         raise ValueError(f"`output_dir` must be a folder, got the file {output_dir}.")
-    output_dir.mkdir(parents=True, exist_ok=True)
+    try:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=output_dir):
+            pass
+    except OSError as error:
+        raise ValueError(
+            f"`output_dir` {output_dir} cannot be written ({error.strerror}); choose another one."
+        ) from error
     leftovers = remove_leftovers(output_dir)
     if leftovers:
         logger.info("Removed what a killed run left half written: %s.", ", ".join(leftovers))
@@ -217,6 +229,7 @@ class RunState:
             "optimizer": run.optimizer.state_dict(),
             "schedule": run.schedule.state_dict(),
             "collapse": run.collapse.state_dict(),
+            "last_metrics": run._last_metrics,
         }
         if run.accelerator.scaler is not None:
             state["scaler"] = run.accelerator.scaler.state_dict()
@@ -249,6 +262,7 @@ class RunState:
         run.optimizer.load_state_dict(state["optimizer"])
         run.schedule.load_state_dict(state["schedule"])
         run.collapse.load_state_dict(state["collapse"])
+        run._last_metrics = state.get("last_metrics", {})
         run.progress = Progress(**{**state["progress"], "saved_step": state["progress"]["step"]})
         if run.accelerator.scaler is not None and "scaler" in state:
             run.accelerator.scaler.load_state_dict(state["scaler"])
@@ -278,14 +292,18 @@ class RunState:
 
     def record_samples(self, batch: Mapping[str, Any]) -> None:
         """Appends the step and the keys of a batch to `samples_rank_R.txt`, if it is asked for."""
-        if self.run.args.record_samples:
-            with self._samples_path.open("a") as stream:
+        if not self.run.args.record_samples:
+            return
+        try:
+            with self._samples_path.open("a", **TEXT) as stream:
                 stream.write(f"{self.run.progress.step}\t{' '.join(batch['key'])}\n")
+        except OSError as error:  # a full disk ends no run: its next checkpoint tries again
+            logger.error("%s cannot be written: %s.", self._samples_path, error)
 
     def _rewind_samples(self) -> None:
         if not self.run.args.record_samples or not self._samples_path.is_file():
             return
-        lines = self._samples_path.read_text().splitlines()
+        lines = self._samples_path.read_text(**TEXT).splitlines()
         seen = [line for line in lines if "\t" in line]
         kept = [line for line in seen if int(line.split("\t")[0]) < self.run.progress.step]
         write_atomically(self._samples_path, "".join(f"{line}\n" for line in kept))
@@ -301,10 +319,7 @@ def save_weights(model: Any, folder: Path) -> None:
     weights = {name: value.contiguous() for name, value in model.state_dict().items()}
     try:
         save_file(weights, folder / WEIGHTS_FILE, metadata={"format": "pt"})
-    except Exception as error:
-        # safetensors reports a full disk by an exception of its own.
-        if type(error).__name__ != "SafetensorError":
-            raise
+    except SafetensorError as error:  # so it reports a full disk
         raise OSError(f"{folder / WEIGHTS_FILE} cannot be written: {error}") from error
 
 
