@@ -14,11 +14,10 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from amd_hf.configuration_amd import AMDConfig
-from amd_hf.modeling_amd import AMDForSemanticSegmentation
+from amd_hf.training.backbone_start import new_backbone, save_backbone
 
 
 def info_nce(
@@ -87,8 +86,7 @@ class MomentumContrast(nn.Module):
         self.config = config
         self.momentum, self.temperature = momentum, temperature
         self.num_key_groups = num_key_groups
-        # The same backbone, with the same initialisation, that is fine-tuned later.
-        self.backbone = AMDForSemanticSegmentation(config).appearance.backbone
+        self.backbone = new_backbone(config)
         channels = self.backbone.out_channels
         self.projection = nn.Sequential(
             nn.Linear(channels, channels), nn.ReLU(inplace=True), nn.Linear(channels, dimension)
@@ -160,20 +158,8 @@ class MomentumContrast(nn.Module):
         self.queue_position.copy_((self.queue_position + len(keys)) % size)
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Writes the query backbone as a start for fine-tuning: config.json, model.safetensors.
-
-        `AMDForSemanticSegmentation.from_pretrained` reads it; head and classifier are new then.
-        """
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        config = deepcopy(self.config)
-        config.architectures = None  # a backbone alone is none of the models
-        config.save_pretrained(folder)
-        weights = {
-            f"appearance.backbone.{name}": value.detach().cpu().contiguous()
-            for name, value in self.backbone.state_dict().items()
-        }
-        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+        """Writes the query backbone as a start for fine-tuning."""
+        save_backbone(self.backbone, self.config, folder)
 
 
 def gather(keys: Tensor) -> Tensor:
