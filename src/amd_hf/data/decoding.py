@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
@@ -20,6 +21,7 @@ from amd_hf.data.augmentation import (
     PairAugmentation,
 )
 from amd_hf.data.counting import SkippedPairError
+from amd_hf.data.frame_arrays import greatest_reduced_difference, read_pixels, write_planes
 
 # Limits of the shot-cut guard: mean difference in gray levels, correlation of color histograms,
 # correlation of 24 x 24 thumbnails.
@@ -40,8 +42,8 @@ class PairTransform:
     where most of the speed comes from.
 
     Args:
-        preset: One of `AUGMENTATION_PRESETS` ("published", "light", "heavy", "none") or a preset of
-            your own.
+        preset: One of `AUGMENTATION_PRESETS` ("published", "light", "heavy", "medium", "none") or a
+            preset of your own.
         crop_size: Side of the square crop, or its (height, width), in pixels.
         flip: Probability of a horizontal flip; None keeps that of the preset.
         image_mean: Mean of red, green and blue on the scale 0..255.
@@ -99,35 +101,55 @@ class PairTransform:
         if (width, height) != other:
             raise SkippedPairError("sizes_differ", f"{width}x{height} and {other[0]}x{other[1]}")
         geometry = self.augmentation.draw_geometry(height, width, seed)
-        decoded = [self._decode(image, geometry.scale) for image in images]
-        if min_difference > 0.0 or reject_shot_cuts:
-            screen_pair(*decoded, min_difference=min_difference, reject_shot_cuts=reject_shot_cuts)
-        first_size, second_size = ((image.height, image.width) for image in decoded)
-        if first_size != second_size:
+        try:
+            decoded = [
+                read_pixels(image, data, geometry.scale)
+                for image, data in zip(images, (first, second), strict=True)
+            ]
+        except DECODE_ERRORS as error:
+            raise SkippedPairError("unreadable", str(error)) from error
+        if decoded[0].shape != decoded[1].shape:
             # One frame could be decoded at a smaller scale than the other (JPEG beside PNG).
-            decoded[1] = decoded[1].resize(decoded[0].size, Image.Resampling.BILINEAR)
-        local = geometry.rescaled((height, width), first_size)
-        return torch.cat([self._crop(image, local) for image in decoded])
+            other_size = decoded[0].shape[1::-1]
+            resized = Image.fromarray(decoded[1]).resize(other_size, Image.Resampling.BILINEAR)
+            decoded[1] = np.array(resized)
+        if min_difference > 0.0 or (reject_shot_cuts and _may_be_cut(*decoded)):
+            screen_pair(
+                *map(Image.fromarray, decoded),
+                min_difference=min_difference,
+                reject_shot_cuts=reject_shot_cuts,
+            )
+        local = geometry.rescaled((height, width), decoded[0].shape[:2])
+        crops = torch.empty(2, 3, *self.crop_size, dtype=torch.uint8)
+        for pixels, planes in zip(decoded, crops, strict=True):
+            self._write_crop(pixels, local, planes)
+        return crops
 
     def finish(self, frames: Tensor, seeds: Tensor | Sequence[int]) -> Tensor:
         """Returns `PairAugmentation.finish`: color changes and normalization of a batch."""
         return self.augmentation.finish(frames, seeds)
 
-    def _decode(self, image: Image.Image, scale: float) -> Image.Image:
-        """Returns the frame in RGB, decoded no larger than the scale needs."""
-        if scale < 1.0:
-            width, height = image.size
-            image.draft("RGB", (math.ceil(width * scale), math.ceil(height * scale)))
-        try:
-            image.load()
-            return image if image.mode == "RGB" else image.convert("RGB")
-        except DECODE_ERRORS as error:
-            raise SkippedPairError("unreadable", str(error)) from error
+    def _write_crop(self, pixels: NDArray[np.uint8], geometry: Geometry, planes: Tensor) -> None:
+        """Writes the crop of a decoded frame (H, W, 3) into `planes` of shape (3, h, w)."""
+        top, left, bottom, right = geometry.region
+        if (bottom - top, right - left) == geometry.size:  # nothing to resize
+            y, x = top + geometry.offset[0], left + geometry.offset[1]
+            crop = pixels[y : y + self.crop_size[0], x : x + self.crop_size[1]]
+            write_planes(crop[:, ::-1] if geometry.is_flipped else crop, planes)
+            return
+        frames = torch.from_numpy(pixels).permute(2, 0, 1).unsqueeze(0)  # (1, 3, H, W)
+        planes.copy_(self.augmentation.apply_geometry(frames, geometry)[0])
 
-    def _crop(self, image: Image.Image, geometry: Geometry) -> Tensor:
-        """Returns the crop of a decoded frame, uint8 of shape (1, 3, h, w)."""
-        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)  # (3, H, W)
-        return self.augmentation.apply_geometry(pixels.unsqueeze(0), geometry)
+
+def _may_be_cut(first: NDArray[np.uint8], second: NDArray[np.uint8]) -> bool:
+    """Says whether two frames can differ enough for `screen_pair` to look for a cut."""
+    factor = _screening_factor(first.shape[0], first.shape[1])
+    return greatest_reduced_difference(first, second, factor) >= LEAST_CUT_DIFFERENCE
+
+
+def _screening_factor(height: int, width: int) -> int:
+    """Returns by how much frames shrink before they are screened."""
+    return max(min(height, width) // SCREEN_SIDE, 1)
 
 
 def screen_pair(
@@ -149,7 +171,7 @@ def screen_pair(
     Raises:
         SkippedPairError: With the reason "static" or "shot_cut".
     """
-    factor = max(min(first.size) // SCREEN_SIDE, 1)
+    factor = _screening_factor(first.height, first.width)
     small = [image.reduce(factor) if factor > 1 else image for image in (first, second)]
     pixels = [np.asarray(image, dtype=np.float32) for image in small]
     difference = float(np.abs(pixels[0] - pixels[1]).mean())
