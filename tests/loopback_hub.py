@@ -95,9 +95,10 @@ class Repository:
 
 @dataclass
 class Trouble:
-    """A planned failure for requests whose `METHOD path` matches `pattern`."""
+    """A planned failure for requests whose `METHOD path` matches `pattern`, but the first ones."""
 
     pattern: str
+    after: int = 0
     status: int | None = None
     cut_after: int | None = None
     corrupt: bool = False
@@ -134,6 +135,9 @@ class LoopbackHub:
         with self.lock:
             for trouble in self.troubles:
                 if trouble.times and re.match(trouble.pattern, request):
+                    if trouble.after:
+                        trouble.after -= 1
+                        continue
                     trouble.times -= 1
                     return trouble
         return None
