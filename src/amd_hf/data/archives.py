@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import stat
+import struct
 import tarfile
 import zipfile
 import zlib
@@ -14,6 +15,12 @@ LOCAL_HEADER_BYTES = 30
 LOCAL_HEADER_MAGIC = b"PK\x03\x04"
 # No frame is this large; a deflated member that grows beyond it is an attack or damaged.
 MAX_MEMBER_BYTES = 256 * 1024 * 1024
+# What the standard library raises on headers that nobody would write.
+HEADER_ERRORS: tuple[type[Exception], ...] = (
+    *(tarfile.TarError, zipfile.BadZipFile, struct.error, zlib.error),
+    *(OSError, ValueError, ArithmeticError, LookupError, EOFError),
+    *(NotImplementedError, RecursionError, AttributeError, TypeError, MemoryError),
+)
 
 
 @dataclass(frozen=True)
@@ -55,37 +62,72 @@ def tar_members(path: Path) -> Iterator[Member]:
     length = path.stat().st_size
     try:
         archive = tarfile.open(path, "r:")  # noqa: SIM115 (closed by the `with` below)
-    except tarfile.ReadError as error:
+    except HEADER_ERRORS as error:
         raise ValueError(
             f"`source` {str(path)!r} is no uncompressed tar ({error}); decompress it, or download"
             " it again."
         ) from error
     with archive:
-        try:
-            for info in archive:
-                if info.isdir():
-                    continue
-                check_member_name(path, info.name)
-                if not info.isreg():
-                    raise ValueError(
-                        f"`source` {str(path)!r} holds {info.name!r}, which is a link or a device;"
-                        " only regular files are accepted."
-                    )
-                if info.offset_data + info.size > length:
-                    raise CutArchiveError(f"{path} ends inside {info.name}")
-                archive.members = []  # type: ignore[attr-defined]
-                yield Member(info.name, info.offset_data, info.size)
-        except tarfile.ReadError as error:
-            raise CutArchiveError(f"{path} ends too early ({error})") from error
+        for info in _headers(archive, path):
+            if info.isdir():
+                continue
+            check_member_name(path, info.name)
+            if not info.isreg() or info.issparse():
+                raise ValueError(
+                    f"`source` {str(path)!r} holds {info.name!r}, which is a link or a device;"
+                    " only regular files are accepted."
+                )
+            if info.offset_data + info.size > length:
+                raise CutArchiveError(f"{path} ends inside {info.name}")
+            yield Member(info.name, info.offset_data, info.size)
+        end = archive.offset
     if not _ends_with_zeros(path, length):
         raise CutArchiveError(f"{path} has no end-of-archive mark")
+    # Behind a damaged header `tarfile` sees the end of the archive.
+    if any(read_bytes(path, end, tarfile.BLOCKSIZE)):
+        raise CutArchiveError(f"{path} has a damaged header at byte {end}")
+
+
+def _headers(archive: tarfile.TarFile, path: Path) -> Iterator[tarfile.TarInfo]:
+    """Yields the headers of a tar; each must lie behind the one before it.
+
+    Raises:
+        ValueError: If a header states what no header can, such as a negative size.
+        CutArchiveError: If the archive ends within a header.
+    """
+    previous = -1
+    while True:
+        try:
+            info = archive.next()
+        except tarfile.TarError as error:
+            raise CutArchiveError(f"{path} ends too early ({error})") from error
+        except HEADER_ERRORS as error:
+            raise ValueError(
+                f"`source` {str(path)!r} has a damaged header behind byte {max(previous, 0)}"
+                f" ({type(error).__name__}: {error}); download it again."
+            ) from error
+        if info is None:
+            return
+        if info.offset <= previous or info.size < 0:
+            raise ValueError(
+                f"`source` {str(path)!r} has a damaged header at byte {info.offset} (size"
+                f" {info.size}); download it again."
+            )
+        previous = info.offset
+        archive.members = []  # type: ignore[attr-defined]
+        yield info
 
 
 def _ends_with_zeros(path: Path, length: int) -> bool:
     """Says whether the last 1024 bytes are the zero blocks that end a tar."""
+    return not any(read_bytes(path, max(length - 1024, 0), 1024))
+
+
+def read_bytes(path: Path, offset: int, size: int) -> bytes:
+    """Returns up to `size` bytes at `offset`."""
     with path.open("rb") as file:
-        file.seek(max(length - 1024, 0))
-        return not any(file.read())
+        file.seek(offset)
+        return file.read(size)
 
 
 def zip_members(path: Path) -> Iterator[Member]:
@@ -94,9 +136,10 @@ def zip_members(path: Path) -> Iterator[Member]:
     Raises:
         ValueError: If the archive is damaged, encrypted, or holds links or unsafe paths.
     """
+    length = path.stat().st_size
     try:
         archive = zipfile.ZipFile(path)
-    except (zipfile.BadZipFile, OSError) as error:
+    except HEADER_ERRORS as error:
         raise ValueError(
             f"`source` {str(path)!r} is no complete zip ({error}); download it again."
         ) from error
@@ -119,6 +162,11 @@ def zip_members(path: Path) -> Iterator[Member]:
                     f"`source` {str(path)!r} holds {info.filename!r} in an unusual compression;"
                     " unpack it first."
                 )
+            if not 0 <= info.header_offset <= length - info.compress_size:
+                raise ValueError(
+                    f"`source` {str(path)!r} has a damaged directory ({info.filename!r} lies"
+                    " outside of the file); download it again."
+                )
             is_deflated = info.compress_type == zipfile.ZIP_DEFLATED
             yield Member(
                 info.filename, info.header_offset, info.compress_size, is_deflated, info.CRC
@@ -131,9 +179,7 @@ def read_tar_member(path: Path, offset: int, size: int) -> bytes:
     Raises:
         OSError: If the file is gone or ends too early.
     """
-    with path.open("rb") as file:
-        file.seek(offset)
-        data = file.read(size)
+    data = read_bytes(path, offset, size)
     if len(data) != size:
         raise OSError(f"{path} ends inside a member at byte {offset}")
     return data

@@ -34,16 +34,21 @@ class SkipCounter:
 
     The counts lie in shared memory, one row per worker, so no lock is needed. They count this
     process's loaders only; sum over ranks where a total is wanted.
+
+    Attributes:
+        latest: What this process left out last, and why; empty at first.
     """
 
     def __init__(self) -> None:
         self._counts: Tensor = torch.zeros(NUM_ROWS, len(SKIP_REASONS), dtype=torch.int64)
         self._counts.share_memory_()
         self._num_reports = 0
+        self.latest = ""
 
     def add(self, reason: str, what: str, count: int = 1) -> None:
         """Counts `what` under `reason` and logs the first few cases of this process."""
         worker = torch.utils.data.get_worker_info()
+        self.latest = f"{what}: {reason}"
         row = 0 if worker is None else 1 + worker.id % (NUM_ROWS - 1)
         self._counts[row, SKIP_REASONS.index(reason)] += count
         # Static pairs and cuts are expected; damaged files are worth a line.

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import PurePosixPath
+from typing import Any
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm"})
 VIDEO_SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg"})
@@ -14,6 +16,7 @@ VIDEO_SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".m
 # fifth of them, `train_all_frames` all.
 YOUTUBE_VOS_FPS = 30.0
 MOST_DIGITS = 1000
+MOST_RATE = 1e6
 # Frame numbers fit into int64.
 MOST_NUMBER_DIGITS = 18
 
@@ -145,6 +148,46 @@ def frame_numbers(names: Sequence[str]) -> tuple[int, ...] | None:
             return None
         numbers.append(number)
     return tuple(numbers)
+
+
+def stored_rate(*places: Any) -> float | None:
+    """Returns the rate of stored frames: that of the video over the step between stored frames.
+
+    Args:
+        places: Objects of JSON that may hold `fps` and `frame_step`; the first that does counts.
+
+    Raises:
+        ValueError: If the step is no positive number. A rate that makes no sense is unknown.
+    """
+    for place in places:
+        fps = _positive(place.get("fps")) if isinstance(place, Mapping) else None
+        if fps is not None:
+            step = place.get("frame_step")
+            divisor = 1.0 if step is None else _positive(step)
+            if divisor is None:
+                raise ValueError(f"`frame_step` must be a positive number, got {str(step)[:40]}")
+            return fps / divisor
+    return None
+
+
+def stored_numbers(value: Any, num_frames: int) -> tuple[int, ...] | None:
+    """Returns the frame numbers that some JSON holds; None where it holds none for these frames.
+
+    Raises:
+        ValueError: If they are no ascending whole numbers.
+    """
+    if not isinstance(value, list | tuple) or len(value) != num_frames:
+        return None
+    is_whole = all(type(number) is int and abs(number) < 2**62 for number in value)
+    if not is_whole or any(late <= early for early, late in pairwise(value)):
+        raise ValueError(f"`numbers` must be ascending whole numbers, got {str(value)[:40]}")
+    return tuple(value)
+
+
+def _positive(value: Any) -> float | None:
+    """Returns a positive number of sensible size as a float, None for any other JSON value."""
+    is_number = type(value) in (int, float) and 0 < value < MOST_RATE
+    return float(value) if is_number else None
 
 
 def natural_key(name: str) -> tuple[tuple[int, int, str], ...]:

@@ -28,10 +28,12 @@ from amd_hf.data.sources import (
     group_frames,
     is_image,
     is_youtube_vos,
+    stored_numbers,
+    stored_rate,
 )
 
 INDEX_NAME = "index.json"
-FRAME_SUFFIX = re.compile(r"^f(\d+)\.(jpg|jpeg|png|webp|ppm)$", re.IGNORECASE)
+FRAME_SUFFIX = re.compile(r"^f(\d{1,18})\.(jpg|jpeg|png|webp|ppm)$", re.IGNORECASE)
 
 
 class TarShardSource(ClipSource):
@@ -104,14 +106,14 @@ class TarShardSource(ClipSource):
                 self.leave_out("too_short", f"clip {key!r} of {path.name} has one frame")
                 continue
             try:
+                order = sorted(frames)
                 meta = _read_meta(path, member)
-            except (OSError, ValueError) as error:
+                video = str(meta.get("video") or key)
+                fps = stored_rate(meta, details.get(video))
+                numbers = stored_numbers(meta.get("numbers"), len(order)) or _own_numbers(order)
+            except (OSError, ValueError, RecursionError) as error:
                 self.leave_out("unreadable", f"clip {key!r} of {path.name} ({error})")
                 continue
-            video = str(meta.get("video") or key)
-            fps = _frame_rate(meta, details.get(video, {}))
-            order = sorted(frames)
-            numbers = _stored_numbers(meta, order)
             self._add(number, name, video, (fps, numbers), [frames[frame] for frame in order])
         self._add_plain(number, plain, split)
 
@@ -182,7 +184,7 @@ def _video_details(folder: Path) -> Mapping[str, Any]:
         return {}
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"`source` has an unreadable index {str(path)!r} ({error}).") from error
     details = content.get("videos_detail", {}) if isinstance(content, dict) else {}
     return details if isinstance(details, dict) else {}
@@ -198,23 +200,10 @@ def _read_meta(path: Path, member: Member | None) -> dict[str, Any]:
     return content
 
 
-def _stored_numbers(meta: Mapping[str, Any], order: Sequence[int]) -> tuple[int, ...] | None:
-    """Returns the numbers in the JSON, else those of the members where they have gaps."""
-    numbers = meta.get("numbers")
-    if isinstance(numbers, list) and len(numbers) == len(order):
-        return tuple(int(number) for number in numbers)
+def _own_numbers(order: Sequence[int]) -> tuple[int, ...] | None:
+    """Returns the numbers of the members where they have gaps."""
     is_adjacent = order[-1] - order[0] == len(order) - 1
     return None if is_adjacent else tuple(order)
-
-
-def _frame_rate(meta: Mapping[str, Any], detail: Mapping[str, Any]) -> float | None:
-    """Returns the rate of stored frames: that of the video over the step between stored frames."""
-    for place in (meta, detail):
-        fps = place.get("fps")
-        if isinstance(fps, int | float) and fps > 0:
-            step = place.get("frame_step") or 1
-            return float(fps) / float(step)
-    return None
 
 
 class ZipSource(ClipSource):

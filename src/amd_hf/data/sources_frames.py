@@ -83,7 +83,18 @@ def _start(root: Path, split: str) -> Path:
 def _walk(start: Path) -> Iterator[str]:
     """Yields the relative paths of all images below `start`, following links to folders."""
     for folder, subfolders, files in os.walk(start, followlinks=True):
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        subfolders[:] = sorted(
+            name for name in subfolders if not name.startswith(".") and not _is_loop(folder, name)
+        )
         relative = Path(folder).relative_to(start).as_posix()
         base = "" if relative == "." else f"{relative}/"
         yield from (base + name for name in files if is_image(name))
+
+
+def _is_loop(folder: str, name: str) -> bool:
+    """Says whether a subfolder is a link to a folder that holds it; walking it would never end."""
+    path = os.path.join(folder, name)
+    if not os.path.islink(path):
+        return False
+    target, here = os.path.realpath(path), os.path.realpath(folder)
+    return os.path.commonpath([target, here]) == target

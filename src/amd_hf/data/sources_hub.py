@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from amd_hf.data.counting import SkipCounter
-from amd_hf.data.sources import Clip
+from amd_hf.data.sources import Clip, stored_numbers, stored_rate
 
-FRAME_COLUMN = re.compile(r"^f(\d+)\.(jpg|jpeg|png|webp|ppm)$", re.IGNORECASE)
+FRAME_COLUMN = re.compile(r"^f(\d{1,18})\.(jpg|jpeg|png|webp|ppm)$", re.IGNORECASE)
 DEFAULT_BLOCK_CLIPS = 256
 
 
@@ -90,7 +90,7 @@ class HubClips:
         """Returns the clip of a row, or None (and reports) where its fields make no sense."""
         try:
             return _parse_row(key, row)
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, AttributeError, RecursionError) as error:
             self._report("unreadable", f"row {key} of {self.name} ({error})")
             return None
 
@@ -146,15 +146,13 @@ def _parse_row(key: str, row: Mapping[str, Any]) -> tuple[Clip, list[bytes]]:
             if (match := FRAME_COLUMN.match(name)) is not None and row[name] is not None
         )
         frames = [_to_bytes(row[name]) for _, name in columns]
-    fps = meta.get("fps")
-    numbers = meta.get("numbers")
     name = key.rpartition("/")[2]
     clip = Clip(
         name,
         str(meta.get("video") or name),
         len(frames),
-        float(fps) / float(meta.get("frame_step") or 1) if fps else None,
-        tuple(int(number) for number in numbers) if numbers else None,
+        stored_rate(meta),
+        stored_numbers(meta.get("numbers"), len(frames)),
     )
     return clip, frames
 

@@ -260,7 +260,8 @@ class PairExamples(_BaseExamplesIterable):
             if is_whole_round and not num_items and self.shards:
                 raise RuntimeError(
                     f"No pair could be taken from {len(self.shards)} shards in a whole pass"
-                    f" ({self.counter!r}); check the source, `frame_gap` and `min_difference`."
+                    f" ({self.counter!r}; the last one was {self.counter.latest or 'none'});"
+                    " check the source, `frame_gap` and `min_difference`."
                 )
             if not self.repeat or not self.shards:
                 return
