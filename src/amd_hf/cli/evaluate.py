@@ -55,7 +55,8 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         description="Scores a model on a benchmark and writes the result as JSON.",
         epilog=(
             "Benchmarks: davis2016, segtrackv2, fbms59, fbms59-test, duts-te, ecssd, pascal-s, "
-            "dut-omron, hku-is, voc2012 (class segmentation of a fine-tuned model), duts-tr-dev."
+            "dut-omron, hku-is, voc2012 (class segmentation of a fine-tuned model), duts-tr-dev. "
+            "Over several processes: torchrun --nproc_per_node N -m amd_hf.cli evaluate ..."
         ),
     )
     parser.add_argument("benchmark", help="name of the benchmark, such as davis2016")
@@ -126,7 +127,7 @@ def run(args: argparse.Namespace) -> int:
     """
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     try:
-        result = _evaluate(args)
+        result = _evaluate_together(args)
     except (ValueError, TypeError, OSError, ImportError, RuntimeError) as error:
         sys.stderr.write(f"{PROGRAM}: {_one_line(error)}\n")
         return EXIT_WRONG_INPUT
@@ -134,6 +135,8 @@ def run(args: argparse.Namespace) -> int:
         again = " Run the same command again to go on." if args.output else ""
         sys.stderr.write(f"{PROGRAM}: interrupted.{again}\n")
         return EXIT_INTERRUPTED
+    if not result:  # the main process tells
+        return 0
     if args.json:
         sys.stdout.write(json.dumps(result) + "\n")
     else:
@@ -143,8 +146,16 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _evaluate(args: argparse.Namespace) -> dict[str, Any]:
-    """Checks the arguments, evaluates and writes the files."""
+def _evaluate_together(args: argparse.Namespace) -> dict[str, Any]:
+    """Evaluates with the other processes of a launcher, if there is one."""
+    from amd_hf.data.ranks import Ranks
+
+    with Ranks.from_environment() as ranks:
+        return _evaluate(args, ranks)
+
+
+def _evaluate(args: argparse.Namespace, ranks: Any) -> dict[str, Any]:
+    """Checks the arguments, evaluates and writes the files; empty but in the main process."""
     from amd_hf.data.benchmarks import open_benchmark
     from amd_hf.evaluation import EvaluationSettings, evaluate_benchmark
 
@@ -166,7 +177,7 @@ def _evaluate(args: argparse.Namespace) -> dict[str, Any]:
         seed=args.seed,
     )
     # Everything that can be wrong is found before the first forward pass.
-    for path in (args.output, args.rows, args.contact_sheet):
+    for path in (args.output, args.rows, args.contact_sheet) if ranks.is_main else ():
         _check_writable(path)
     if args.contact_sheet is not None and args.contact_sheet.suffix.lower() not in PICTURE_SUFFIXES:
         raise ValueError(
@@ -177,7 +188,9 @@ def _evaluate(args: argparse.Namespace) -> dict[str, Any]:
         args.benchmark, args.data, sequences=settings.sequences, strict=args.strict
     )
     model, processor, name = load_model(
-        args.model, args.device, is_semantic=benchmark.kind == "semantic"
+        args.model,
+        args.device or ranks.device(_best_device()),
+        is_semantic=benchmark.kind == "semantic",
     )
     result = evaluate_benchmark(
         model,
@@ -189,8 +202,11 @@ def _evaluate(args: argparse.Namespace) -> dict[str, Any]:
         resume_file=None if args.output is None else Path(f"{args.output}.unfinished"),
         contact_sheet=args.contact_sheet,
         model_name=name,
-        progress=not args.quiet,
+        progress=not args.quiet and ranks.is_main,
+        ranks=ranks,
     )
+    if not ranks.is_main:
+        return {}
     result["command"] = command_line(args)
     if args.output is not None:
         write_json(args.output, result)

@@ -16,8 +16,10 @@ import torch
 import transformers
 from PIL import Image
 
+from amd_hf.cli.finished import FinishedJobs, identity_of
 from amd_hf.cli.inputs import Job, plan_jobs
 from amd_hf.cli.progress import Console
+from amd_hf.data.ranks import Ranks
 from amd_hf.image_io_amd import read_image
 from amd_hf.pipeline_amd import TASK
 from amd_hf.video_amd import FrameStream, VideoWriter
@@ -37,7 +39,9 @@ def add_parser(subparsers: Any) -> None:
         "segment",
         help="segment the object of images, folders of frames and videos",
         description="Writes NAME_mask.png and NAME_overlay.png for an image, NAME/masks/*.png and "
-        "NAME/overlay.mp4 for a video. A folder of same-size images is one video.",
+        "NAME/overlay.mp4 for a video. A folder of same-size images is one video. An interrupted "
+        "command goes on where it was. Over several processes: torchrun --nproc_per_node N -m "
+        "amd_hf.cli segment ...",
     )
     parser.add_argument("inputs", nargs="+", metavar="INPUT", help="image, video or folder")
     parser.add_argument("--output", required=True, metavar="DIR", help="folder to write to")
@@ -95,33 +99,98 @@ def run(args: argparse.Namespace) -> int:
     except OSError as error:
         console.fail(str(output), f"The output folder {args.output!r} is not writable ({error}).")
         return FAILED
-    jobs = plan_jobs(args.inputs, console)
-    if jobs:
+    with Ranks.from_environment() as ranks:
         try:
-            pipe = load_pipeline(args.model, args.device)
-        except (*_INPUT_ERRORS, AssertionError) as error:
-            console.fail(args.model or "the bundled checkpoint", str(error))
+            return _segment_together(args, output, console, ranks)
+        except RuntimeError as error:  # of another process; those of an input are caught below
+            console.fail(args.output, str(error))
             return FAILED
-        if args.adapt_steps and not all(job.is_video for job in jobs):
-            console.note("Images are segmented without adaptation; it needs a video.")
-        _run_jobs(jobs, pipe, output, args, console)
+
+
+def _segment_together(
+    args: argparse.Namespace, output: Path, console: Console, ranks: Ranks
+) -> int:
+    """Runs the jobs of this process; the main one tells the results of all."""
+    jobs = plan_jobs(args.inputs, console if ranks.is_main else Console(is_mute=True))
+    if not jobs:
+        return finish(console, 0) if ranks.is_main else DONE
+    console.is_quiet |= not ranks.is_main
+    try:
+        best = "cuda" if torch.cuda.is_available() else None
+        device = args.device or (ranks.device(best) if best else None)
+        pipe = load_pipeline(args.model, device)
+    except (*_INPUT_ERRORS, AssertionError) as error:
+        console.fail(args.model or "the bundled checkpoint", str(error))
+        return FAILED
+    if args.adapt_steps and ranks.is_main and not all(job.is_video for job in jobs):
+        console.note("Images are segmented without adaptation; it needs a video.")
+    finished = FinishedJobs(output, identity_of(vars(args), pipe.model), ranks.rank)
+    if finished.num_found:
+        console.note(f"Going on: {finished.num_found} of {len(jobs)} inputs are done.")
+    console.is_holding = ranks.count > 1
+    lines = _run_jobs(ranks.share(jobs), pipe, output, args, console, finished)
+    shares = ranks.gather((lines, console.failures))
+    if shares is None:
+        return DONE  # the main process counts what failed
+    finished.clear()
+    _tell(console, shares, len(jobs))
     return finish(console, len(jobs))
 
 
-def _run_jobs(
-    jobs: list[Job], pipe: Any, output: Path, args: argparse.Namespace, console: Console
+def _tell(
+    console: Console, shares: list[tuple[list[list[str]], list[tuple[str, str]]]], num_jobs: int
 ) -> None:
-    """Runs every job and reports those that fail."""
+    """Writes the lines of all processes in the order of the jobs and takes over their failures."""
+    console.is_holding = False
+    console.failures = [failure for _, failures in shares for failure in failures]
+    for index in range(num_jobs):
+        for line in shares[index % len(shares)][0][index // len(shares)]:
+            console.line(line)
+
+
+def _run_jobs(
+    jobs: list[Job],
+    pipe: Any,
+    output: Path,
+    args: argparse.Namespace,
+    console: Console,
+    finished: FinishedJobs,
+) -> list[list[str]]:
+    """Runs every job and reports those that fail; returns the lines that were held back by job."""
+    lines = []
     with console.bar("inputs", len(jobs), "input") as bar:
         for job in jobs:
-            try:
-                if job.is_video:
-                    segment_video(job, pipe, output, args, console)
-                else:
-                    segment_image(job, pipe, output, args, console)
-            except _INPUT_ERRORS as error:
-                console.fail(job.source, _naming(job.source, str(error) or type(error).__name__))
+            known = finished.get(job)
+            if known is not None:
+                console.result(*known)
+            else:
+                _run_job(job, pipe, output, args, console, finished)
+            lines.append(console.release())
             bar.update()
+    return lines
+
+
+def _run_job(
+    job: Job,
+    pipe: Any,
+    output: Path,
+    args: argparse.Namespace,
+    console: Console,
+    finished: FinishedJobs,
+) -> None:
+    """Runs one job; where it succeeds, its result is told and noted."""
+    num_failures = len(console.failures)
+    segment = segment_video if job.is_video else segment_image
+    try:
+        result = segment(job, pipe, output, args, console)
+    except _INPUT_ERRORS as error:
+        console.fail(job.source, _naming(job.source, str(error) or type(error).__name__))
+        return
+    if result is None:
+        return
+    console.result(*result)
+    if len(console.failures) == num_failures:
+        finished.add(job, *result)
 
 
 def finish(console: Console, num_jobs: int) -> int:
@@ -163,8 +232,8 @@ def load_pipeline(model: str | None, device: str | None) -> Any:
 
 def segment_image(
     job: Job, pipe: Any, output: Path, args: argparse.Namespace, console: Console
-) -> None:
-    """Writes the mask and the overlay of one image."""
+) -> tuple[dict[str, Any], str]:
+    """Writes the mask and the overlay of one image; returns its record and a sentence."""
     start = time.monotonic()
     image = read_image(job.source)
     entry = pipe(image, threshold=args.threshold, **_segment(args))[0]
@@ -184,13 +253,16 @@ def segment_image(
         "seconds": round(time.monotonic() - start, 2),
     }
     found = f"object on {share:.1%} of the picture, score {entry['score']:.2f}"
-    console.result(record, f"{job.source} -> {mask_path} ({found if share else 'nothing found'})")
+    return record, f"{job.source} -> {mask_path} ({found if share else 'nothing found'})"
 
 
 def segment_video(
     job: Job, pipe: Any, output: Path, args: argparse.Namespace, console: Console
-) -> None:
-    """Writes the masks and the overlay of one video; what was decoded before an error is kept."""
+) -> tuple[dict[str, Any], str] | None:
+    """Writes the masks and the overlay of one video; returns its record and a sentence.
+
+    What was decoded before an error is kept, told and followed by the error.
+    """
     start = time.monotonic()
     folder = output / job.name
     masks = folder / "masks"
@@ -229,12 +301,14 @@ def segment_video(
         "adapt_steps": num_steps,
         "seconds": round(time.monotonic() - start, 2),
     }
-    if scores:
-        steps = f", after {num_steps} steps of adaptation" if args.adapt_steps else ""
-        console.result(record, f"{job.source} -> {folder} ({len(scores)} frames{steps})")
-    if error is not None:
-        kept = f" The {len(scores)} frames before it are written." if scores else ""
-        raise ValueError(f"{error}{kept}") from error
+    steps = f", after {num_steps} steps of adaptation" if args.adapt_steps else ""
+    sentence = f"{job.source} -> {folder} ({len(scores)} frames{steps})"
+    if error is None:
+        return (record, sentence) if scores else None
+    if not scores:
+        raise ValueError(str(error)) from error
+    console.result(record, sentence)
+    raise ValueError(f"{error} The {len(scores)} frames before it are written.") from error
 
 
 def _adapted(job: Job, pipe: Any, args: argparse.Namespace, console: Console) -> tuple[Any, int]:

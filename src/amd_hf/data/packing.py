@@ -1,8 +1,8 @@
 """Packing of videos into tar shards that stream fast, locally and from the Hugging Face Hub.
 
 Two stages, each resumable. First every video becomes one part, in parallel. Then the clips of all
-parts are permuted and copied into shards. The result does not depend on the number of workers or
-on interruptions.
+parts are permuted and copied into shards. The result does not depend on the number of workers, of
+processes of a launcher, or on interruptions.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from amd_hf.data.packing_clips import (
     report_path,
     write_atomically,
 )
+from amd_hf.data.ranks import Ranks
 from amd_hf.data.sources import ClipSource
 from amd_hf.whole_files import sync_path
 
@@ -66,18 +67,21 @@ def pack_clips(
     *,
     num_workers: int = 0,
     progress: Callable[[int, int], None] | None = None,
+    ranks: Ranks | None = None,
 ) -> dict[str, Any]:
     """Writes the clips of `source` as tar shards and returns the content of their `index.json`.
 
     Interrupted at any moment, even by SIGKILL, a call with the same arguments goes on after the
-    last finished video. A finished folder is left as it is.
+    last finished video, whatever the number of processes. A finished folder is left as it is.
 
     Args:
         source: What `open_source` gives for a folder, zip, tar or for video files.
         output_dir: Folder of the shards; made where it is missing.
         settings: What to pack; None takes the defaults.
         num_workers: Processes that read and encode; 0 works in this one.
-        progress: Called with the numbers of finished and of all videos.
+        progress: Called with the numbers of finished and of all videos of this process.
+        ranks: The processes that pack together into one folder that all of them see; None is this
+            one alone.
 
     Returns:
         The index: settings, numbers of clips, frames, videos and skipped clips, the shards with
@@ -87,25 +91,44 @@ def pack_clips(
         ValueError: If the folder holds shards of other settings or of another source, or if no
             clip could be packed.
         OSError: If the disk is full or not writable; what is finished stays.
+        RuntimeError: If another of the processes ended early.
     """
     settings = settings if settings is not None else PackingSettings()
+    ranks = ranks if ranks is not None else Ranks()
     folder = Path(output_dir)
-    folder.mkdir(parents=True, exist_ok=True)
     videos = plan_windows(source, settings)
+    index = ranks.spread(_begin(folder, settings, videos) if ranks.is_main else None)
+    if index is not None:
+        return dict(index)
+    parts = folder / PARTS_FOLDER
+    _make_parts(source, videos, parts, settings, num_workers, progress, ranks)
+    ranks.wait()  # a shard holds clips of all parts
+    index = _make_shards(folder, parts, len(videos), settings, ranks)
+    ranks.wait()
+    if ranks.is_main:
+        for shard in index["shards"]:
+            shard["bytes"] = (folder / shard["name"]).stat().st_size
+        for reason, (count, _) in source.left_out.items():
+            index["skipped"][reason] = index["skipped"].get(reason, 0) + count
+        write_atomically(folder / "README.md", _card(folder, index).encode())
+        write_atomically(folder / INDEX_NAME, json.dumps(index, indent=1).encode())
+        shutil.rmtree(parts)
+    return dict(ranks.spread(index))
+
+
+def _begin(
+    folder: Path,
+    settings: PackingSettings,
+    videos: Sequence[tuple[str, list[tuple[int, int]]]],
+) -> dict[str, Any] | None:
+    """Makes the folder ready; returns its index where it is finished."""
+    folder.mkdir(parents=True, exist_ok=True)
     _claim(folder, settings, videos)
     _remove_leftovers(folder)
     if (folder / INDEX_NAME).is_file():
         return dict(json.loads((folder / INDEX_NAME).read_text(encoding="utf-8")))
-    parts = folder / PARTS_FOLDER
-    parts.mkdir(exist_ok=True)
-    _make_parts(source, videos, parts, settings, num_workers, progress)
-    index = _make_shards(folder, parts, len(videos), settings)
-    for reason, (count, _) in source.left_out.items():
-        index["skipped"][reason] = index["skipped"].get(reason, 0) + count
-    write_atomically(folder / "README.md", _card(folder, index).encode())
-    write_atomically(folder / INDEX_NAME, json.dumps(index, indent=1).encode())
-    shutil.rmtree(parts)
-    return index
+    (folder / PARTS_FOLDER).mkdir(exist_ok=True)
+    return None
 
 
 def _claim(
@@ -147,16 +170,18 @@ def _make_parts(
     settings: PackingSettings,
     num_workers: int,
     progress: Callable[[int, int], None] | None,
+    ranks: Ranks,
 ) -> None:
-    """Makes the part of every video that has none yet."""
-    missing = [n for n in range(len(videos)) if not report_path(parts, n).is_file()]
-    num_done = len(videos) - len(missing)
+    """Makes the part of every video of this process that has none yet."""
+    mine = ranks.share(range(len(videos)))
+    missing = [n for n in mine if not report_path(parts, n).is_file()]
+    num_done = len(mine) - len(missing)
     if num_workers == 0:
         for number in missing:
             make_part(source, *videos[number], parts, number, settings)
             num_done += 1
             if progress is not None:
-                progress(num_done, len(videos))
+                progress(num_done, len(mine))
         return
     with ProcessPoolExecutor(num_workers, initializer=_set_source, initargs=(source,)) as pool:
         jobs = [
@@ -167,7 +192,7 @@ def _make_parts(
             job.result()
             num_done += 1
             if progress is not None:
-                progress(num_done, len(videos))
+                progress(num_done, len(mine))
 
 
 _worker_source: list[ClipSource] = []
@@ -199,9 +224,12 @@ def _make_part_of_source(
 
 
 def _make_shards(
-    folder: Path, parts: Path, num_parts: int, settings: PackingSettings
+    folder: Path, parts: Path, num_parts: int, settings: PackingSettings, ranks: Ranks
 ) -> dict[str, Any]:
-    """Copies the permuted clips of all parts into shards and returns the index."""
+    """Copies the permuted clips of all parts into the shards of this process; returns the index.
+
+    The index lacks the sizes of the shards, which others may still be writing.
+    """
     reports = [
         json.loads(report_path(parts, number).read_text(encoding="utf-8"))
         for number in range(num_parts)
@@ -221,16 +249,9 @@ def _make_shards(
     for first in range(0, len(clips), settings.clips_per_shard):
         chosen = [clips[int(place)] for place in order[first : first + settings.clips_per_shard]]
         path = folder / f"shard-{len(shards):05d}.tar"
-        if not path.is_file():
-            partial = path.with_name(f"{path.name}{PARTIAL_SUFFIX}")
-            with tarfile.open(partial, "w", format=tarfile.GNU_FORMAT) as archive:
-                for number, position in chosen:
-                    for name, offset, size in members[number][position]:
-                        data = read_tar_member(parts / f"{number:06d}.tar", offset, size)
-                        add_member(archive, name, data)
-            sync_path(partial)
-            partial.replace(path)
-        shards.append({"name": path.name, "clips": len(chosen), "bytes": path.stat().st_size})
+        if len(shards) % ranks.count == ranks.rank and not path.is_file():
+            _write_shard(path, parts, [(number, members[number][at]) for number, at in chosen])
+        shards.append({"name": path.name, "clips": len(chosen)})
     return {
         "description": f"clips of {settings.frames_per_clip} frames, unlabelled",
         "settings": asdict(settings),
@@ -247,6 +268,20 @@ def _make_shards(
             if report["clips"]
         },
     }
+
+
+def _write_shard(
+    path: Path, parts: Path, clips: Sequence[tuple[int, list[tuple[str, int, int]]]]
+) -> None:
+    """Writes one shard from clips given by part and members; by rename, when all is on the disk."""
+    partial = path.with_name(f"{path.name}{PARTIAL_SUFFIX}")
+    with tarfile.open(partial, "w", format=tarfile.GNU_FORMAT) as archive:
+        for number, members in clips:
+            for name, offset, size in members:
+                data = read_tar_member(parts / f"{number:06d}.tar", offset, size)
+                add_member(archive, name, data)
+    sync_path(partial)
+    partial.replace(path)
 
 
 def _clip_members(path: Path) -> list[list[tuple[str, int, int]]]:

@@ -1,5 +1,6 @@
 """What has been scored so far, on disk, so that an interrupted evaluation goes on where it was."""
 
+import glob
 import hashlib
 import json
 import logging
@@ -21,17 +22,30 @@ class EvaluationProgress:
     """Rows of every pass of one evaluation; saved by rename, so a crash leaves the last state.
 
     Args:
-        path: File of the state; None keeps it in memory only.
+        path: File of the state; None keeps it in memory only. Other processes than the first add
+            their index to its name. Rows of all of them are loaded, so that an interrupted run can
+            go on with another number of processes.
         identity: Everything that must be equal for old rows to be used again.
+        rank: Index of this process.
     """
 
-    def __init__(self, path: Path | None, identity: dict[str, Any]) -> None:
+    def __init__(self, path: Path | None, identity: dict[str, Any], rank: int = 0) -> None:
         """Loads the state of an interrupted run with the same identity."""
-        self.path = path
+        self.main_path = path
+        self.path = path if path is None or not rank else path.with_name(f"{path.name}-{rank}")
         self.identity = json.dumps(identity, sort_keys=True)
         self.passes: dict[str, ScoredRows] = {}
-        if path is not None and path.is_file():
-            self._load(path)
+        for found in self._files():
+            self._load(found)
+
+    def _files(self) -> list[Path]:
+        """The state files of all processes."""
+        main = self.main_path
+        if main is None:
+            return []
+        others = (path for path in main.parent.glob(f"{glob.escape(main.name)}-*"))
+        numbered = [path for path in others if path.name[len(main.name) + 1 :].isdigit()]
+        return [path for path in (main, *sorted(numbered)) if path.is_file()]
 
     def _load(self, path: Path) -> None:
         """Takes over the rows of `path` if they belong to this evaluation."""
@@ -50,10 +64,10 @@ class EvaluationProgress:
             logger.warning("%s belongs to other settings or weights; starting afresh.", path)
             return
         for name, rows in header["rows"].items():
-            self.passes[name] = ScoredRows(
-                rows, curves.get(name, []), dict(thumbnails.get(name, {}))
+            self.of(name).add(
+                ScoredRows(rows, curves.get(name, []), dict(thumbnails.get(name, {})))
             )
-        num_rows = sum(len(scored.rows) for scored in self.passes.values())
+        num_rows = sum(len(rows) for rows in header["rows"].values())
         logger.warning("Resuming from %s: %d rows are done.", path, num_rows)
 
     def of(self, name: str) -> ScoredRows:
@@ -83,9 +97,9 @@ class EvaluationProgress:
             np.savez(file, **arrays)
 
     def finish(self) -> None:
-        """Removes the state file."""
-        if self.path is not None:
-            self.path.unlink(missing_ok=True)
+        """Removes the state files of all processes."""
+        for path in self._files():
+            path.unlink(missing_ok=True)
 
 
 def _split(joined: np.ndarray, sizes: dict[str, int]) -> dict[str, bytes]:

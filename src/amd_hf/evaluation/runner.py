@@ -15,6 +15,7 @@ from transformers.utils.logging import tqdm
 from amd_hf._version import __version__
 from amd_hf.data.annotations import AnnotatedFrame, AnnotatedSequence, Benchmark
 from amd_hf.data.benchmarks import open_benchmark
+from amd_hf.data.ranks import Ranks
 from amd_hf.evaluation.baselines import make_baseline
 from amd_hf.evaluation.contact_sheet import save_contact_sheet, thumbnail
 from amd_hf.evaluation.controls import CenterEllipsePredictor, random_model
@@ -54,9 +55,13 @@ def evaluate_benchmark(
     contact_sheet: str | Path | None = None,
     model_name: str | None = None,
     progress: bool = True,
+    ranks: Ranks | None = None,
     **overrides: Any,
 ) -> dict[str, Any]:
     """Scores a model on one benchmark.
+
+    With `ranks`, every process scores its share of the sequences or images, and the main one puts
+    the rows together. The result is that of one process that computes with as many threads.
 
     Args:
         model: The model; it is not changed. An `AMDForSemanticSegmentation` for `voc2012`.
@@ -71,16 +76,19 @@ def evaluate_benchmark(
         contact_sheet: Picture file of best, median and worst results to write.
         model_name: Name of the model for the report.
         progress: Whether to show progress bars.
+        ranks: The processes that score together; None is this one alone.
         overrides: Fields of `EvaluationSettings` to set.
 
     Returns:
         What `amd-hf evaluate` writes as JSON: `benchmark`, `model`, `settings`, `versions`, counts,
         `selected`, `oracle`, `best_of_k`, `intervals`, `rows`, and `controls` and `baselines` where
-        they were asked for. Scores lie in [0, 1].
+        they were asked for. Scores lie in [0, 1]. Empty in processes other than the main one.
 
     Raises:
         ValueError: If a setting, the benchmark or the data is wrong.
+        RuntimeError: If another of the processes ended early.
     """
+    ranks = ranks if ranks is not None else Ranks()
     settings = EvaluationSettings(**{**(settings or EvaluationSettings()).__dict__, **overrides})
     opened = _opened(benchmark, data_dir, settings, strict)
     started = time.monotonic()
@@ -88,13 +96,14 @@ def evaluate_benchmark(
     if opened.kind == "semantic":
         from amd_hf.evaluation.semantic import evaluate_semantic
 
-        result |= evaluate_semantic(model, processor, opened, settings, progress)
+        result |= evaluate_semantic(model, processor, opened, settings, progress, ranks)
     else:
         state = EvaluationProgress(
             None if resume_file is None else Path(resume_file),
             {key: result[key] for key in ("benchmark", "settings", "model_fingerprint")},
+            ranks.rank,
         )
-        run = _Run(opened, settings, state, progress, contact_sheet is not None)
+        run = _Run(opened, settings, state, progress, contact_sheet is not None, ranks)
         # Made before the first forward pass, so that a wrong name costs no time.
         others = {name: make_baseline(name, opened.kind) for name in baselines}
         scored = run.score(MAIN_PASS, ModelPredictor(model, processor, settings))
@@ -105,11 +114,14 @@ def evaluate_benchmark(
             result["baselines"] = {
                 name: run.brief(run.score(name, predictor)) for name, predictor in others.items()
             }
-        if contact_sheet is not None:
+        if contact_sheet is not None and ranks.is_main:
             with written_aside(Path(contact_sheet)) as partial:
                 measure = DECIDING[opened.kind]
                 save_contact_sheet(partial, scored.rows, scored.thumbnails, measure)
-        state.finish()
+        if ranks.is_main:
+            state.finish()
+    if not ranks.is_main:
+        return {}
     result["seconds"] = round(time.monotonic() - started, 1)
     return result
 
@@ -191,8 +203,10 @@ class _Run:
         state: EvaluationProgress,
         progress: bool,
         keep_thumbnails: bool,
+        ranks: Ranks,
     ) -> None:
         """Takes what every pass shares."""
+        self.ranks = ranks
         self.benchmark = benchmark
         self.settings = settings
         self.state = state
@@ -211,10 +225,14 @@ class _Run:
         return [(sequence, list(sequence.annotated)) for sequence in sequences[::stride][:limit]]
 
     def score(self, name: str, predictor: Predictor) -> ScoredRows:
-        """Rows of one predictor; those of an interrupted run are not computed again."""
+        """Rows of one predictor; those of an interrupted run are not computed again.
+
+        They are complete in the main process and those of the share in others.
+        """
         scored = self.state.of(name)
         done = {row["name"] for row in scored.rows}
-        waiting = [unit for unit in self.units if unit[0].name not in done]
+        mine = self.ranks.share(self.units)
+        waiting = [unit for unit in mine if unit[0].name not in done]
         save_every = 1 if self.benchmark.kind == "video" else SAVE_EVERY_IMAGES
         bar = tqdm(
             waiting,
@@ -231,7 +249,21 @@ class _Run:
             self.state.save()
             raise
         self.state.save()
-        return scored
+        return self._together(scored)
+
+    def _together(self, scored: ScoredRows) -> ScoredRows:
+        """The rows of all processes in the main one, in the order of the benchmark."""
+        names = [sequence.name for sequence, _ in self.units]
+        if [row["name"] for row in scored.rows] == names and self.ranks.count == 1:
+            return scored
+        share = scored.in_order(self.ranks.share(names))
+        shares = self.ranks.gather(share)
+        if shares is None:
+            return share
+        complete = ScoredRows()
+        for part in shares:
+            complete.add(part)
+        return complete.in_order(names)
 
     def _score_unit(
         self,
@@ -267,7 +299,12 @@ class _Run:
         scored.thumbnails.update(pictures)
 
     def summary(self, scored: ScoredRows) -> dict[str, Any]:
-        """Scores of the selected segment, of the oracle and of the best segment per row."""
+        """Scores of the selected segment, of the oracle and of the best segment per row.
+
+        Empty in processes other than the main one.
+        """
+        if not self.ranks.is_main:
+            return {}
         # Read back from a row, which also holds after a resume.
         kind, selected = self.benchmark.kind, int(scored.rows[0]["selected_segment"])
         oracle = oracle_segment(scored.rows, kind)
@@ -288,7 +325,9 @@ class _Run:
         return result
 
     def brief(self, scored: ScoredRows) -> dict[str, Any]:
-        """The summary without rows, for controls and baselines."""
+        """The summary without rows, for controls and baselines; empty but in the main process."""
+        if not self.ranks.is_main:
+            return {}
         summary = self.summary(scored)
         keys = ["selected", "oracle", "best_of_k", "intervals", "selected_segment"]
         num_segments = len(scored.rows[0]["per_segment"][DECIDING[self.benchmark.kind]])

@@ -58,6 +58,32 @@ class ScoredRows:
     curves: list[NDArray[np.uint16]] = field(default_factory=list)
     thumbnails: dict[str, bytes] = field(default_factory=dict)
 
+    def add(self, other: "ScoredRows") -> None:
+        """Takes over the rows of other passes that are not here yet."""
+        known = {row["name"] for row in self.rows}
+        fresh = [index for index, row in enumerate(other.rows) if row["name"] not in known]
+        self.rows += [other.rows[index] for index in fresh]
+        self.curves += [other.curves[index] for index in fresh if other.curves]
+        self.thumbnails |= other.thumbnails
+
+    def in_order(self, names: Sequence[str]) -> "ScoredRows":
+        """The rows of these names, in this order.
+
+        Raises:
+            RuntimeError: If one of them was not scored.
+        """
+        place = {row["name"]: index for index, row in enumerate(self.rows)}
+        missing = [name for name in names if name not in place]
+        if missing:
+            raise RuntimeError(
+                f"{len(missing)} of {len(names)} were not scored ({missing[0]}, ...); run the same "
+                "command again."
+            )
+        order = [place[name] for name in names]
+        thumbnails = {name: self.thumbnails[name] for name in names if name in self.thumbnails}
+        curves = [self.curves[index] for index in order] if self.curves else []
+        return ScoredRows([self.rows[index] for index in order], curves, thumbnails)
+
 
 def score_video(
     name: str, predictions: Iterable[Prediction], selected: int, threshold: float

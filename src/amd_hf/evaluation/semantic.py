@@ -3,10 +3,12 @@
 import math
 from typing import Any
 
+import numpy as np
 import torch
 from transformers.utils.logging import tqdm
 
 from amd_hf.data.annotations import Benchmark, read_frame, read_labels
+from amd_hf.data.ranks import Ranks
 from amd_hf.data.voc import VOC_LABELS
 from amd_hf.evaluation.settings import EvaluationSettings
 from amd_hf.metrics import ConfusionMatrix
@@ -14,7 +16,12 @@ from amd_hf.metrics import ConfusionMatrix
 
 @torch.inference_mode()
 def evaluate_semantic(
-    model: Any, processor: Any, benchmark: Benchmark, settings: EvaluationSettings, progress: bool
+    model: Any,
+    processor: Any,
+    benchmark: Benchmark,
+    settings: EvaluationSettings,
+    progress: bool,
+    ranks: Ranks,
 ) -> dict[str, Any]:
     """Mean IoU over the classes of a benchmark of class labels.
 
@@ -26,9 +33,11 @@ def evaluate_semantic(
         benchmark: The benchmark, of kind `semantic`.
         settings: Settings of the evaluation.
         progress: Whether to show a progress bar.
+        ranks: The processes that score together, each its share of the images.
 
     Returns:
-        Counts, `selected` (with `mean_iou`), `per_class` and `rows` (one per image).
+        Counts, `selected` (with `mean_iou`), `per_class` and `rows` (one per image). Empty in
+        processes other than the main one.
 
     Raises:
         ValueError: If the model has no classifier, or its number of labels differs from 21.
@@ -44,7 +53,9 @@ def evaluate_semantic(
     total = ConfusionMatrix(num_labels)
     rows = []
     model.eval()
-    for frame in tqdm(images, desc=benchmark.title, unit="image", disable=not progress):
+    for frame in tqdm(
+        ranks.share(images), desc=benchmark.title, unit="image", disable=not progress
+    ):
         reference = read_labels(frame.masks[0])
         options: dict[str, Any] = {}
         if settings.short_side is not None:
@@ -66,6 +77,12 @@ def evaluate_semantic(
                 "pixel_accuracy": scores["pixel_accuracy"],
             }
         )
+    shares = ranks.gather((rows, total.counts))
+    if shares is None:
+        return {}
+    parts = [part for part, _ in shares]
+    rows = [parts[index % ranks.count][index // ranks.count] for index in range(len(images))]
+    total.counts = sum((counts for _, counts in shares), np.zeros_like(total.counts))
     scores = total.compute()
     per_class = dict(zip(VOC_LABELS, _as_list(scores.pop("iou")), strict=True))
     return {
