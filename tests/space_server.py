@@ -22,10 +22,13 @@ SPACE = Path(__file__).resolve().parent.parent / "spaces"
 SERVE = """
 import sys
 from amd_hf.cli import demo_models
-port, checkpoint, space = sys.argv[1:]
+port, checkpoint, space, *delete_cache = sys.argv[1:]
 demo_models._MODELS[demo_models.BUNDLED] = checkpoint
 sys.path.insert(0, space)
 import app
+print("delete_cache:", *app.demo.delete_cache)
+if delete_cache:
+    app.demo.delete_cache = tuple(map(int, delete_cache))
 app.demo.launch(server_port=int(port), **app.LAUNCH)
 """
 
@@ -39,10 +42,42 @@ class SpaceServer:
     gradio_files: Path
     log: Path
 
+    def errors(self, start: int = 0) -> list[str]:
+        """The last line of every traceback that it printed after the first `start` bytes."""
+        return errors_in(self.log.read_bytes()[start:].decode())
+
+    def job_folders(self) -> list[Path]:
+        """Folders of jobs that are running, or that were left behind."""
+        return list(self.temporary.glob("amd-demo-*"))
+
+    def files(self) -> set[Path]:
+        """Uploads and results that are kept."""
+        return {path for path in self.gradio_files.rglob("*") if path.is_file()}
+
+
+def errors_in(text: str) -> list[str]:
+    """The last line of every traceback in a log: the first one behind the indented frames."""
+    errors, is_inside = [], False
+    for line in text.splitlines():
+        if line.startswith("Traceback (most recent call last):"):
+            is_inside = True
+        elif is_inside and not line.startswith(" "):
+            errors.append(line)
+            is_inside = False
+    return errors + ["an unfinished traceback"] * is_inside
+
 
 @contextmanager
-def space_server(folder: Path) -> Iterator[SpaceServer]:
-    """Serves the Space from `folder` until the block ends."""
+def space_server(
+    folder: Path, delete_cache: tuple[int, int] | None = None
+) -> Iterator[SpaceServer]:
+    """Serves the Space from `folder` until the block ends.
+
+    Args:
+        folder: Folder for everything that the server writes.
+        delete_cache: Seconds between two looks for old files, and the age at which they are old;
+            None leaves what the Space itself sets.
+    """
     temporary, files, log = folder / "tmp", folder / "tmp" / "gradio", folder / "log.txt"
     temporary.mkdir()
     torch.manual_seed(0)
@@ -61,9 +96,10 @@ def space_server(folder: Path) -> Iterator[SpaceServer]:
         "GRADIO_ANALYTICS_ENABLED": "False",
         "HF_HUB_OFFLINE": "1",
     }
+    arguments = [str(port), str(folder / "model"), str(SPACE), *map(str, delete_cache or ())]
     with log.open("w") as output:
         process = subprocess.Popen(
-            [sys.executable, "-c", SERVE, str(port), str(folder / "model"), str(SPACE)],
+            [sys.executable, "-c", SERVE, *arguments],
             cwd=folder,
             env=environment,
             stdout=output,

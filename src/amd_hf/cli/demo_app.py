@@ -12,7 +12,7 @@ from amd_hf.cli import demo_handlers as handlers
 from amd_hf.cli.demo_actions import MAX_ADAPT_STEPS
 from amd_hf.cli.demo_models import offer_models
 from amd_hf.cli.demo_theme import COLORS, INTRO, STYLE, THEME, TITLE
-from amd_hf.cli.demo_uploads import LIMITS, MAX_UPLOAD_MEGABYTES
+from amd_hf.cli.demo_uploads import DELETE_CACHE, LIMITS, MAX_UPLOAD_MEGABYTES
 
 LAUNCH: dict[str, Any] = {
     "theme": THEME,
@@ -36,7 +36,7 @@ def build_app(
         videos: Example videos that visitors can try with one click.
     """
     labels = offer_models(models)
-    with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(600, 3600)) as app:
+    with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=DELETE_CACHE) as app:
         with gr.Row(equal_height=False):
             with gr.Column(scale=3):
                 gr.Markdown(INTRO, elem_id="intro")
@@ -100,7 +100,7 @@ def _video_tab(model_name: gr.Dropdown, examples: Sequence[Path]) -> None:
     run.click(
         handlers.segment_video, inputs, outputs, api_name="segment_video", scroll_to_output=True
     )
-    stop.click(handlers.stop_video, None, note, queue=False, api_visibility="private")
+    stop.click(handlers.stop_video, None, note, queue=False, api_name="stop_video")
     with shown:
         _examples(examples, video, handlers.segment_video, outputs)
 

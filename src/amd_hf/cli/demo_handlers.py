@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import gradio as gr
 import numpy as np
+from gradio.utils import get_upload_folder
 from PIL import Image
 
 from amd_hf.cli import demo_actions as actions
@@ -78,12 +79,29 @@ def told_to_visitor() -> Iterator[None]:
         raise gr.Error(str(error), title="That did not work", print_exception=False) from error
 
 
+def own_upload(path: str | None) -> str | None:
+    """Returns the path of a visitor's upload and refuses any other place on the server.
+
+    Gradio checks this only where the request itself marks the file as one, so a request without
+    the mark could name every picture and video that the server can read.
+
+    Args:
+        path: What the request named, or None where the visitor chose no file.
+
+    Raises:
+        ValueError: If the file does not lie in the folder of uploads.
+    """
+    if path and Path(get_upload_folder()).resolve() not in Path(path).resolve().parents:
+        raise ValueError(f"{Path(path).name} was not uploaded to this page; upload it first.")
+    return path
+
+
 def segment_image(
     image: str | None, threshold: float = 0.5, model_name: str = BUNDLED
 ) -> Iterator[tuple[Any, ...]]:
     """Finds the object and all segments of one image."""
     with told_to_visitor(), tempfile.TemporaryDirectory(prefix="amd-demo-") as folder:
-        rgb = uploads.read_uploaded_image(image)
+        rgb = uploads.read_uploaded_image(own_upload(image))
         soft, chosen = _segment(rgb, model_name)
         mask = soft[chosen] > threshold
         file = Path(folder) / "mask.png"
@@ -120,7 +138,7 @@ def segment_video(
     """Finds the object in every frame, after adapting a copy of the model to the video."""
     with told_to_visitor(), JOBS.job(_visitor(request)) as folder:
         progress(0.0, desc="Reading the video")
-        frames, fps = uploads.read_uploaded_video(video)
+        frames, fps = uploads.read_uploaded_video(own_upload(video))
         result = _segment_frames(frames, fps, int(adapt_steps), threshold, model_name, folder)
         if result is None:
             yield gr.skip(), gr.skip(), gr.skip(), "Stopped; nothing was kept."

@@ -17,6 +17,11 @@ from amd_hf.image_io_amd import read_image
 from amd_hf.video_amd import FrameStream
 
 MAX_UPLOAD_MEGABYTES = 50
+KEEP_MINUTES = 60
+CLEANING_MINUTES = 10
+"""How often old files are looked for: one just too young is found the next time."""
+DELETE_CACHE = (60 * CLEANING_MINUTES, 60 * (KEEP_MINUTES - CLEANING_MINUTES))
+"""Gradio's `delete_cache`, in seconds, such that nothing is kept for longer than promised."""
 MAX_IMAGE_MEGAPIXELS = 25
 MAX_RESULT_SIDE = 1600
 MAX_VIDEO_SECONDS = 60
@@ -42,7 +47,8 @@ LIMITS = (
     f"Images: JPEG, PNG, WebP, GIF, BMP or TIFF, up to {MAX_IMAGE_MEGAPIXELS} megapixels. "
     f"Videos: MP4, MOV, WebM, MKV or AVI, up to {MAX_VIDEO_SECONDS} s; the first "
     f"{MAX_VIDEO_FRAMES} frames are used, at {VIDEO_SHORT_SIDE} px on the short side. "
-    f"Files: up to {MAX_UPLOAD_MEGABYTES} MB. Uploads and results are deleted within an hour."
+    f"Files: up to {MAX_UPLOAD_MEGABYTES} MB. Uploads and results are deleted within "
+    f"{KEEP_MINUTES} minutes."
 )
 
 
