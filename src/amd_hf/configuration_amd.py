@@ -2,6 +2,7 @@
 
 import difflib
 import logging
+import math
 from dataclasses import fields
 from typing import Any
 
@@ -33,6 +34,16 @@ _FOREIGN_KEYS = frozenset(
         "torch_dtype",
         "transformers_version",
         "use_return_dict",
+    }
+)
+_LEAST_ONE = frozenset(
+    {
+        "context_channels",
+        "estimator_channels",
+        "head_dilation",
+        "num_head_convs",
+        "pyramid_channels",
+        "readout_channels",
     }
 )
 
@@ -137,6 +148,7 @@ class AMDConfig(PreTrainedConfig):
             # transformers ask for remote code although the package is installed.
             kwargs.pop("custom_pipelines", None)
         super().__post_init__(**kwargs)
+        self._validate_numbers()
         self._validate_segments()
         self._validate_appearance()
         self._validate_motion()
@@ -149,6 +161,18 @@ class AMDConfig(PreTrainedConfig):
             nearest = difflib.get_close_matches(name, known, n=1)
             hint = f"; did you mean `{nearest[0]}`?" if nearest else "."
             logger.warning("`%s` is not a field of AMDConfig and has no effect%s", name, hint)
+
+    def _validate_numbers(self) -> None:
+        for name in type(self).__annotations__:
+            value = getattr(self, name)
+            numbers = value if isinstance(value, list) else [value]
+            # JSON as Python reads it knows NaN and infinity, which no comparison below catches.
+            if any(isinstance(number, float) and not math.isfinite(number) for number in numbers):
+                raise ValueError(f"`{name}` must be finite, got {value}.")
+            if name in _LEAST_ONE and (not numbers or min(numbers) < 1):
+                raise ValueError(f"`{name}` must be at least 1, got {value}.")
+        if self.search_range < 0:
+            raise ValueError(f"`search_range` must not be negative, got {self.search_range}.")
 
     def _validate_segments(self) -> None:
         if self.num_segments < 2:
@@ -232,6 +256,34 @@ class AMDConfig(PreTrainedConfig):
         for name in ("l1_weight", "ssim_weight", "visibility_threshold"):
             if getattr(self, name) < 0:
                 raise ValueError(f"`{name}` must not be negative, got {getattr(self, name)}.")
+
+    @classmethod
+    def get_config_dict(
+        cls, pretrained_model_name_or_path: Any, **kwargs: Any
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The values of a saved configuration and the arguments that are left.
+
+        Args:
+            pretrained_model_name_or_path: Folder, `config.json` or Hub id.
+            **kwargs: As for `from_pretrained`.
+
+        Raises:
+            OSError: If there is no configuration, or it is no JSON.
+            ValueError: If it is no JSON object, or nested beyond reason.
+        """
+        try:
+            found, rest = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        except (TypeError, AttributeError, RecursionError) as error:
+            found, rest = None, {}
+            reason = f" ({error})"
+        else:
+            reason = ""
+        if not isinstance(found, dict):
+            raise ValueError(
+                f"The configuration of {pretrained_model_name_or_path} must be a JSON object of "
+                f"fields{reason}; restore its config.json."
+            )
+        return found, rest
 
     @property
     def output_stride(self) -> int:

@@ -70,6 +70,31 @@ class AMDImageProcessor(PilBackend):
     object_segment = 0
 
     @classmethod
+    def get_image_processor_dict(
+        cls, pretrained_model_name_or_path: Any, **kwargs: Any
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The settings of a saved processor and the arguments that are left.
+
+        Args:
+            pretrained_model_name_or_path: Folder, `preprocessor_config.json` or Hub id.
+            **kwargs: As for `from_pretrained`.
+
+        Raises:
+            OSError: If there are no settings, or they are no JSON.
+            ValueError: If they are no JSON object, or nested beyond reason.
+        """
+        try:
+            found, rest = super().get_image_processor_dict(pretrained_model_name_or_path, **kwargs)
+        except (TypeError, AttributeError, RecursionError):
+            found, rest = None, {}
+        if not isinstance(found, dict):
+            raise ValueError(
+                f"The image processor of {pretrained_model_name_or_path} must be a JSON object of "
+                "settings; restore its preprocessor_config.json."
+            )
+        return found, rest
+
+    @classmethod
     def from_model_config(cls, config: AMDConfig, **settings: Any) -> "AMDImageProcessor":
         """A processor with the normalization and the object segment of a model configuration.
 

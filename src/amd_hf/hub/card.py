@@ -96,11 +96,16 @@ def read_provenance(folder: str | Path) -> dict[str, Any]:
         )
     try:
         provenance: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{file} must be JSON: {error}.") from error
+    if not isinstance(provenance, dict):
+        raise ValueError(f"{file} must hold a JSON object, got {type(provenance).__name__}.")
     if missing := [key for key in PROVENANCE_KEYS if key not in provenance]:
         raise ValueError(f"{file} must hold {', '.join(PROVENANCE_KEYS)}; it lacks {missing[0]!r}.")
-    for source in provenance["sources"]:
+    sources = provenance["sources"]
+    if not isinstance(sources, list) or not all(isinstance(source, dict) for source in sources):
+        raise ValueError(f"`sources` in {file} must be a list of JSON objects, got {sources!r}.")
+    for source in sources:
         if missing := [key for key in SOURCE_KEYS if key not in source]:
             raise ValueError(f"Every source in {file} needs {missing[0]!r}, got {source}.")
     return provenance

@@ -22,6 +22,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from amd_hf import AMDConfig, AMDImageProcessor, AMDModel
+from amd_hf.training.checkpointing import TORCH_LOAD_ERRORS
 
 BACKBONE = "backbone2"
 MOTION = "decode_head.flownet"
@@ -124,7 +125,7 @@ def _load_pickle(path: Path) -> Any:
             f"`{path}` holds more than tensors and plain values, or is no checkpoint; it was not "
             "opened, as unpickling can run code: save its state dict alone."
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError) as error:
+    except TORCH_LOAD_ERRORS as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(
             f"`{path}` is truncated or damaged ({reason}); download it again."

@@ -14,6 +14,7 @@ import logging
 import pickle
 import re
 import shutil
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,11 @@ MANIFEST = "manifest.json"
 STEP_FOLDER = re.compile(r"step_(\d+)")
 TRASH_PREFIX = ".trash_"
 READ_SIZE = 1 << 20
+# What `torch.load(weights_only=True)` raises on damaged files, apart from what it refuses.
+TORCH_LOAD_ERRORS: tuple[type[Exception], ...] = (
+    *(RuntimeError, OSError, ValueError, LookupError, TypeError, AttributeError, AssertionError),
+    *(EOFError, ArithmeticError, MemoryError, pickle.UnpicklingError, struct.error),
+)
 # What a full or vanished disk raises: torch and safetensors have their own ways to say it.
 WRITE_ERRORS = (OSError, RuntimeError, SafetensorError)
 
@@ -150,18 +156,42 @@ def verify_checkpoint(folder: Path) -> None:
     Raises:
         CheckpointError: If the manifest or a file is missing, or a file is not what was written.
     """
+    for name, size, digest in _manifest_entries(folder):
+        path = folder / name
+        try:
+            is_there = path.is_file() and path.stat().st_size == size
+        except (OSError, ValueError):  # no name that a file can have
+            is_there = False
+        if not is_there:
+            raise CheckpointError(f"{folder} is not a whole checkpoint: {name} is missing or cut.")
+        if file_digest(path) != digest:
+            raise CheckpointError(f"{folder} is not a whole checkpoint: {name} was altered.")
+
+
+def _manifest_entries(folder: Path) -> list[tuple[str, int, str]]:
+    """Name, size and SHA-256 of every file that the manifest of a checkpoint lists.
+
+    Raises:
+        CheckpointError: If the manifest is missing, or is not one that `commit_checkpoint` wrote.
+    """
     try:
         entries = json.loads((folder / MANIFEST).read_text())
-    except (OSError, ValueError) as error:
+        found = [(name, entry["size"], entry["sha256"]) for name, entry in entries.items()]
+        is_inside = all("\0" not in name and _is_below(folder, name) for name, _, _ in found)
+    except (OSError, ValueError, RecursionError, LookupError, TypeError, AttributeError) as error:
         raise CheckpointError(
             f"{folder} is not a whole checkpoint: its {MANIFEST} is missing or torn."
         ) from error
-    for name, entry in entries.items():
-        path = folder / name
-        if not path.is_file() or path.stat().st_size != entry["size"]:
-            raise CheckpointError(f"{folder} is not a whole checkpoint: {name} is missing or cut.")
-        if file_digest(path) != entry["sha256"]:
-            raise CheckpointError(f"{folder} is not a whole checkpoint: {name} was altered.")
+    if not found or not is_inside:
+        raise CheckpointError(
+            f"{folder} is not a whole checkpoint: its {MANIFEST} lists no file of it."
+        )
+    return found
+
+
+def _is_below(folder: Path, name: str) -> bool:
+    """Whether a relative name stays in a folder."""
+    return (folder / name).resolve().is_relative_to(folder.resolve())
 
 
 def latest_checkpoint(output_dir: str | Path) -> Path | None:
@@ -265,5 +295,6 @@ def load_state(path: Path) -> dict[str, Any]:
         )
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}.") from error
+    except TORCH_LOAD_ERRORS as error:
+        reason = str(error) or type(error).__name__
+        raise CheckpointError(f"{path} cannot be read: {reason}.") from error
