@@ -61,7 +61,7 @@ class PretrainingArguments:
 
     dataset: str = option(
         "",
-        "folder (YouTube-VOS layout, tar shards, video files), zip, Hub data set id, or synthetic",
+        "folder (YouTube-VOS layout, tar shards, video files), zip, Hub data set id, or generated",
     )
     output_dir: str = option("", "folder of the weights, the step_N checkpoints and the logs")
     recipe: str = option("published", f"defaults to start from: {', '.join(sorted(RECIPES))}")
