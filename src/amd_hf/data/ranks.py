@@ -150,5 +150,5 @@ class Ranks:
         if self._group is not None:
             import torch.distributed as dist
 
-            dist.destroy_process_group()
+            dist.destroy_process_group(self._group)
             self._group = None
