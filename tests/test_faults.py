@@ -33,7 +33,7 @@ from amd_hf.training.pretraining import PretrainingRun, pretrain
 from .evaluation_data import write_davis
 from .faults.killing import Campaign
 from .faults.workloads import WORKLOADS, Packing, write_checkpoint
-from .test_pretraining import (  # noqa: F401 (fixtures)
+from .pretraining_runs import (  # noqa: F401 (fixtures)
     Make,
     StopAfter,
     assert_same_weights,

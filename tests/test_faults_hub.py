@@ -17,7 +17,7 @@ from amd_hf.hub.publish import publish_folder
 from amd_hf.training.checkpointing import list_checkpoints
 
 from .loopback_hub import LoopbackHub, connect
-from .test_pretraining import assert_same_weights
+from .pretraining_runs import assert_same_weights
 from .video_trees import write_videos
 
 NUM_STEPS = 16
