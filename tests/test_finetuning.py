@@ -164,7 +164,7 @@ def test_a_run_learns_colors_and_serves_the_pipeline(make: Make, folder: Path) -
     assert results["best_scores"]["mean_iou"] > 0.6  # a constant answer reaches about 0.2
     for name in ("", "best"):
         saved = Path(args.output_dir) / name
-        segment = pipeline("image-segmentation", model=str(saved))
+        segment = pipeline("image-segmentation", model=str(saved), trust_remote_code=False)
         path = next(iter((folder / "images" / "val").glob("*.png")))
         answer = segment(str(path))
         with Image.open(path) as image:
@@ -174,7 +174,9 @@ def test_a_run_learns_colors_and_serves_the_pipeline(make: Make, folder: Path) -
         assert (covered == 255).all()
 
 
-def test_a_run_writes_what_it_promises(make: Make, folder: Path) -> None:
+def test_a_run_writes_what_it_promises(
+    make: Make, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     args = make()
     results = finetune(args)
     output = Path(args.output_dir)
@@ -197,9 +199,14 @@ def test_a_run_writes_what_it_promises(make: Make, folder: Path) -> None:
     saved = json.loads((output / "all_results.json").read_text())
     assert saved["scores"]["num_images"] == 4
     assert saved["labels"] == ["ground", "red", "blue"]
-    answer = pipeline("image-segmentation", model=str(output))(
-        str(next(iter((folder / "images" / "val").glob("*.png"))))
-    )
+
+    def refuse(question: str) -> str:
+        pytest.fail(f"The user was asked: {question}")
+
+    # Without the argument, transformers asks whether it may run the code in the folder.
+    monkeypatch.setattr("builtins.input", refuse)
+    segment = pipeline("image-segmentation", model=str(output), trust_remote_code=False)
+    answer = segment(str(next(iter((folder / "images" / "val").glob("*.png")))))
     assert {entry["label"] for entry in answer} <= set(LABELS.split(","))
 
 

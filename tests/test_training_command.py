@@ -10,6 +10,7 @@ import pytest
 
 from amd_hf.training.checkpointing import CheckpointError
 from amd_hf.training.command_line import run_command
+from amd_hf.training.interrupts import DataStreamError
 from amd_hf.training.options import option, parser_for
 
 
@@ -43,6 +44,11 @@ def test_an_input_error_is_one_sentence(
 ) -> None:
     assert run_command(raising(kind("`x` must be 1, got 2."))) == 2
     assert capsys.readouterr().err == "error: `x` must be 1, got 2.\n"
+
+
+def test_data_that_end_have_a_code_of_their_own(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(raising(DataStreamError("The data cannot be read any further."))) == 1
+    assert capsys.readouterr().err == "error: The data cannot be read any further.\n"
 
 
 def test_other_errors_keep_their_traceback() -> None:
