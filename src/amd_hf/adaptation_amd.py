@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.utils import logging
 
@@ -43,7 +44,10 @@ class AdaptationArguments:
         batch_norm: "train" uses and updates batch statistics, "eval" keeps the model's.
         dropout: Whether dropout is active.
         objective: Function of the model and of normalized pairs (B, 2, 3, H, W) that returns the
-            loss to minimize; None takes the published photometric loss of the segment flow.
+            loss to minimize; None takes the published photometric loss of the segment flow. If it
+            has a method `video_targets`, that is called once with the model in eval mode and the
+            kept frames (frame number -> uint8 (3, H, W)) and returns a map (h, w) in [0, 1] for
+            each; the function then gets the maps' crops (B, 2, H, W) as its third argument.
         autocast_dtype: `torch.bfloat16` or `torch.float16` for mixed precision; None for float32.
         seed: Seed of pairs, crops and dropout: same seed, same result (on one machine).
         time_limit: Seconds after which no further step starts; the learning rate then decays with
@@ -70,7 +74,7 @@ class AdaptationArguments:
     parameters: str | Callable[[str], bool] = "all"
     batch_norm: str = "train"
     dropout: bool = True
-    objective: Callable[[AMDModel, Tensor], Tensor] | None = None
+    objective: Callable[..., Tensor] | None = None
     autocast_dtype: torch.dtype | None = None
     seed: int = 0
     time_limit: float | None = None
@@ -219,6 +223,8 @@ def adapt_to_video(
     )
     with torch.inference_mode(False), torch.enable_grad(), _own_random_state(model.device):
         result = AdaptationResult(copy.deepcopy(model), num_frames=len(cache.frames))
+        if num_steps and hasattr(arguments.objective, "video_targets"):
+            _add_targets(cache, result.model.eval(), arguments.objective)
         bar = logging.tqdm(total=num_steps, desc="adapting", disable=not progress)
         for loss in _train(result, cache, arguments, start):
             bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
@@ -229,6 +235,18 @@ def adapt_to_video(
     result.model.eval()
     result.seconds = time.monotonic() - start
     return result if return_history else result.model
+
+
+def _add_targets(cache: FrameCache, model: AMDModel, objective: Any) -> None:
+    """Puts the objective's map of each frame behind its colors, so that both are cut alike."""
+    with torch.no_grad():
+        targets = objective.video_targets(model, dict(cache.frames))
+    for number, frame in cache.frames.items():
+        target = targets[number].to(frame.device, torch.float32)
+        size = (frame.shape[-2], frame.shape[-1])
+        resized = F.interpolate(target[None, None], size, mode="bilinear", align_corners=False)
+        channel = (resized[0] * 255.0).round().clamp(0, 255).to(torch.uint8)
+        cache.frames[number] = torch.cat([frame, channel])
 
 
 def _train(
@@ -288,7 +306,7 @@ def _train(
 
 
 def _loss(model: AMDModel, pairs: Tensor, arguments: AdaptationArguments) -> Tensor:
-    """Loss of uint8-valued pairs (B, 2, 3, H, W)."""
+    """Loss of uint8-valued pairs (B, 2, 3, H, W), or (B, 2, 4, H, W) with a map of targets."""
     mean = pairs.new_tensor(model.config.image_mean).view(3, 1, 1)
     std = pairs.new_tensor(model.config.image_std).view(3, 1, 1)
     autocast = (
@@ -296,8 +314,10 @@ def _loss(model: AMDModel, pairs: Tensor, arguments: AdaptationArguments) -> Ten
         if arguments.autocast_dtype is None
         else torch.autocast(pairs.device.type, dtype=arguments.autocast_dtype)
     )
-    pixel_values = (pairs - mean) / std
+    pixel_values = (pairs[:, :, :3] - mean) / std
     with autocast:
+        if pairs.shape[2] > 3:
+            return arguments.objective(model, pixel_values, pairs[:, :, 3] / 255.0)  # type: ignore[misc]
         if arguments.objective is not None:
             return arguments.objective(model, pixel_values)
         return model(pixel_values=pixel_values).loss

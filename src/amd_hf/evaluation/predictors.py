@@ -115,11 +115,12 @@ class ModelPredictor:
         defaults: dict[str, Any] = {"seed": self.settings.seed, **adaptation_scale(self.processor)}
         if self.settings.autocast is not None:
             defaults["autocast_dtype"] = getattr(torch, self.settings.autocast)
-        settings = {**defaults, **self.settings.adapt_settings}
-        if isinstance(settings.get("objective"), str):
-            from amd_hf.training.moving_objects import pair_objective
+        given = dict(self.settings.adapt_settings)
+        if isinstance(given.get("objective"), str):
+            from amd_hf.training.video_masks import adaptation_preset
 
-            settings["objective"] = pair_objective(settings["objective"])
+            defaults |= adaptation_preset(given.pop("objective"))
+        settings = {**defaults, **given}
         return adapt_to_video(
             self.model,
             (read_frame(frame.image) for frame in part.values()),

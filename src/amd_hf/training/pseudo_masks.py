@@ -73,7 +73,11 @@ def motion_evidence(frame: Tensor, others: Tensor) -> MotionEvidence:
     Returns:
         The evidence per pixel of `frame`.
     """
-    flows = classical_flow(frame.unsqueeze(0).expand_as(others), others)
+    return flow_evidence(classical_flow(frame.unsqueeze(0).expand_as(others), others))
+
+
+def flow_evidence(flows: Tensor) -> MotionEvidence:
+    """Returns the evidence of flows (N, 2, H, W) from one frame to N others, in pixels."""
     residual, scale = dominant_motion_residual(flows)
     ratio = residual / scale.view(-1, 1, 1)
 
@@ -264,6 +268,7 @@ def _config(model: nn.Module) -> Any:
 
 __all__ = [
     "MotionEvidence",
+    "flow_evidence",
     "is_plausible",
     "motion_evidence",
     "object_masks",
