@@ -240,6 +240,6 @@ def _open_generated(name: str) -> GeneratedSource:
     _, _, count = name.partition(":")
     if not count:
         return GeneratedSource()
-    if not count.isdigit() or int(count) < 1:
+    if not count.isdecimal() or int(count) < 1:
         raise ValueError(f"`source` {name!r} must be 'generated' or 'generated:N' with N >= 1.")
     return GeneratedSource(num_clips=int(count))

@@ -95,7 +95,8 @@ class MaskScan:
     Attributes:
         pixels: Number of pixels by class id; `IGNORED` is among the ids.
         keys: Names of the images in which an id occurs.
-        mismatched: `name: image HxW, mask HxW` for every image whose mask has another size.
+        mismatched: `name: image HxW, mask HxW` for every image whose mask has another size; such
+            masks are not counted.
     """
 
     pixels: dict[int, int] = field(default_factory=dict)
@@ -117,13 +118,13 @@ def scan_masks(images: LabelledImages) -> MaskScan:
 
     def look(index: int) -> tuple[str, dict[int, int], str | None]:
         mask = images.load_mask(index)
-        ids, counts = np.unique(mask, return_counts=True)
         size, key = images.image_size(index), images.key(index)
-        found = {int(i): int(n) for i, n in zip(ids, counts, strict=True)}
-        if mask.shape == size:
-            return key, found, None
-        sizes = f"image {size[0]}x{size[1]}, mask {mask.shape[0]}x{mask.shape[1]}"
-        return key, found, f"{key}: {sizes}"
+        if mask.shape != size:
+            # Not counted: the few bytes of a damaged mask can stand for a hundred megapixels.
+            sizes = f"image {size[0]}x{size[1]}, mask {mask.shape[0]}x{mask.shape[1]}"
+            return key, {}, f"{key}: {sizes}"
+        ids, counts = np.unique(mask, return_counts=True)
+        return key, {int(i): int(n) for i, n in zip(ids, counts, strict=True)}, None
 
     scan = MaskScan()
     with ThreadPoolExecutor(NUM_READERS) as readers:
@@ -148,11 +149,7 @@ def check_masks(scan: MaskScan, title: str, num_labels: int) -> None:
         ValueError: If a mask has another size than its image or an id outside of the classes, or
             no pixel counts.
     """
-    if scan.mismatched:
-        raise ValueError(
-            f"{len(scan.mismatched)} masks of {title} differ in size (height x width) from their "
-            f"images ({shown(scan.mismatched)}); save every mask at the size of its image."
-        )
+    _check_sizes(scan, title)
     outside = [class_id for class_id in scan.class_ids if not 0 <= class_id < num_labels]
     if outside:
         names = list(dict.fromkeys(key for class_id in outside for key in scan.keys[class_id]))
@@ -174,12 +171,22 @@ def check_masks(scan: MaskScan, title: str, num_labels: int) -> None:
         )
 
 
+def _check_sizes(scan: MaskScan, title: str) -> None:
+    if scan.mismatched:
+        raise ValueError(
+            f"{len(scan.mismatched)} masks of {title} differ in size (height x width) from their "
+            f"images ({shown(scan.mismatched)}); save every mask at the size of its image."
+        )
+
+
 def infer_num_labels(scan: MaskScan, title: str) -> int:
     """The number of classes that the ids of the masks ask for.
 
     Raises:
-        ValueError: If the ids are not plausible as class ids.
+        ValueError: If a mask has another size than its image, or the ids are not plausible as
+            class ids.
     """
+    _check_sizes(scan, title)
     highest = max(scan.class_ids, default=-1)
     if not 1 <= highest < IGNORED or highest > 2 * len(scan.class_ids):
         raise ValueError(

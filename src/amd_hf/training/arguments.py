@@ -7,12 +7,13 @@ that is given wins over the recipe.
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from amd_hf.training.options import option, parser_for
+from amd_hf.training.options import check_finite, option, parser_for
 from amd_hf.training.recipes import RECIPES, recipe_options
 
 CONFIG_NAMES = ("official", "small", "tiny")
@@ -139,6 +140,7 @@ class PretrainingArguments:
     weights_license: str = option("unknown", "license id of the weights, for the card")
 
     def __post_init__(self) -> None:
+        check_finite(self)
         self._check_choices()
         self._check_ranges()
         self._check_combinations()
@@ -228,7 +230,7 @@ class PretrainingArguments:
             ValueError: If `frame_gap` is neither `N` nor `MIN-MAX` with 1 <= MIN <= MAX.
         """
         parts = self.frame_gap.split("-")
-        if len(parts) <= 2 and all(part.strip().isdigit() for part in parts):
+        if len(parts) <= 2 and all(part.strip().isdecimal() for part in parts):
             least, most = int(parts[0]), int(parts[-1])
             if 1 <= least <= most:
                 return least, most
@@ -248,7 +250,7 @@ class PretrainingArguments:
             seconds = [float(part) for part in self.target_dt.split("-")]
         except ValueError:
             seconds = []
-        if len(seconds) in (1, 2) and 0 < seconds[0] <= seconds[-1]:
+        if len(seconds) in (1, 2) and 0 < seconds[0] <= seconds[-1] < math.inf:
             return seconds[0], seconds[-1]
         raise ValueError(
             f"`target_dt` must be S or MIN-MAX with 0 < MIN <= MAX, got {self.target_dt!r}."
@@ -261,7 +263,7 @@ class PretrainingArguments:
             ValueError: If `crop_size` is neither `N` nor `HEIGHTxWIDTH` of at least 32.
         """
         parts = self.crop_size.lower().split("x")
-        if len(parts) <= 2 and all(part.isdigit() and int(part) >= 32 for part in parts):
+        if len(parts) <= 2 and all(part.isdecimal() and int(part) >= 32 for part in parts):
             return int(parts[0]), int(parts[-1])
         raise ValueError(
             f"`crop_size` must be N or HEIGHTxWIDTH of at least 32 pixels, got {self.crop_size!r}."
@@ -282,6 +284,10 @@ class PretrainingArguments:
                 raise ValueError(
                     f"`dataset_weights` must be name=factor,name=factor, got {entry!r}."
                 ) from None
+            if not 0 <= weights[name.strip()] < math.inf:
+                raise ValueError(
+                    f"`dataset_weights` must not be negative or infinite, got {entry!r}."
+                )
         return weights
 
     def to_dict(self) -> dict[str, Any]:

@@ -171,7 +171,7 @@ def _from_namespace(
                 "--transfer."
             )
         options["reset_head"] = transfer == "backbone"
-        if not all(part.strip().isdigit() for part in seeds.split(",")):
+        if not all(part.strip().isdecimal() for part in seeds.split(",")):
             raise ValueError(f"`seeds` must be N,N,... of numbers from 0 on, got {seeds!r}.")
         return ComparisonArguments(
             tuple(parse_start(text) for text in starts),

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 from amd_hf.training.arguments import CONFIG_NAMES, LATEST, PRECISIONS, SCHEDULES
-from amd_hf.training.options import option, parser_for
+from amd_hf.training.options import check_finite, option, parser_for
 
 Arguments = TypeVar("Arguments", bound="EngineArguments")
 
@@ -75,6 +75,7 @@ class EngineArguments:
     }
 
     def __post_init__(self) -> None:
+        check_finite(self)
         for name in self.REQUIRED:
             if not getattr(self, name):
                 raise ValueError(f"`{name}` is required; pass --{name}.")
@@ -147,7 +148,7 @@ def parse_sides(name: str, text: str) -> tuple[int, int]:
         ValueError: If it is neither, or a side is below 32 pixels; the message names the option.
     """
     parts = text.lower().split("x")
-    if len(parts) <= 2 and all(part.isdigit() and int(part) >= 32 for part in parts):
+    if len(parts) <= 2 and all(part.isdecimal() and int(part) >= 32 for part in parts):
         return int(parts[0]), int(parts[-1])
     raise ValueError(f"`{name}` must be N or HEIGHTxWIDTH of at least 32 pixels, got {text!r}.")
 

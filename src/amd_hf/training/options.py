@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from dataclasses import field, fields
 from typing import Any
 
@@ -18,6 +19,21 @@ def option(default: Any, text: str, **metadata: Any) -> Any:
         **metadata: Further entries of the field's metadata.
     """
     return field(default=default, metadata={"help": text, **metadata})
+
+
+def check_finite(options: Any) -> None:
+    """Checks that no option is NaN or infinite, which no comparison with a limit would catch.
+
+    Args:
+        options: An instance of a dataclass of options.
+
+    Raises:
+        ValueError: If one is; the message names it.
+    """
+    for item in fields(options):
+        value = getattr(options, item.name)
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"`{item.name}` must be a finite number, got {value}.")
 
 
 def parse_bool(text: str) -> bool:
