@@ -207,7 +207,9 @@ def mutate_value(random: Random, value: Any) -> Any:
             entries[place] = mutate_value(random, entries[place])
         return entries
     if isinstance(value, int | float) and not isinstance(value, bool) and random.random() < 0.4:
-        return random.choice((-value, value * 2, value + 1, value - 1, 0, float(value), str(value)))
+        return random.choice(
+            (-value, value * 2, value + 1, value - 1, 0, float(min(value, 1e300)), str(value)[:99])
+        )
     return hostile_value(random)
 
 

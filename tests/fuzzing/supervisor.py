@@ -246,7 +246,7 @@ class Watch:
             raise RuntimeError(f"The worker ended with code {code} before its first case:\n{tail}")
         kept = self.folder / "failures" / f"{self.result.family}_{number}"
         if (self.folder / "case").is_dir():
-            shutil.copytree(self.folder / "case", kept, dirs_exist_ok=True)
+            shutil.copytree(self.folder / "case", kept, symlinks=True, dirs_exist_ok=True)
         if is_hung:
             self.result.hangs.append(number)
         else:

@@ -46,6 +46,7 @@ def main(argv: list[str] | None = None) -> int:
     # Temporary files lie where the parent looks for what is left behind.
     tempfile.tempdir = str(args.folder / "temporary")
     Path(tempfile.tempdir).mkdir(parents=True, exist_ok=True)
+    args.folder = args.folder.resolve()
     family = open_family(args.family, args.folder / "samples")
     Runner(family, args.seed, args.folder, reports).run(args.first, args.last)
     return 0
@@ -120,7 +121,7 @@ class Runner:
             self.counts[f"{prefix}{reader.name}/{kind}"] += 1
         if failures:
             kept = self.failures / f"{self.family.name}_{number}"
-            shutil.copytree(self.case_folder, kept, dirs_exist_ok=True)
+            shutil.copytree(self.case_folder, kept, symlinks=True, dirs_exist_ok=True)
             self.report({"failures": failures, "case": number, "what": case.what})
 
     def flush_counts(self, done: int) -> None:
