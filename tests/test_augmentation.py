@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -139,6 +140,30 @@ def test_reduced_decoding_keeps_the_region() -> None:
         assert (png - mixed).abs().mean() < 0.3 * other_place
 
 
+@pytest.mark.parametrize(
+    ("preset", "crop_size", "expected"),
+    [
+        ("published", 384, 392),  # as in the published test
+        ("light", 384, 384),
+        ("none", (96, 160), 96),
+        ("heavy", (128, 192), 176),
+        ("medium", (128, 192), 152),
+    ],
+)
+def test_whole_frames_at_the_scale_of_the_crops(preset: str, crop_size: Any, expected: int) -> None:
+    transform = PairAugmentation(preset, crop_size=crop_size)
+    assert transform.frame_short_side == expected
+    # The mean over drawn crops, for frames of the shape of the crops.
+    height, width = (4 * side for side in transform.crop_size)
+    sides = []
+    for seed in range(400):
+        geometry = transform.draw_geometry(height, width, seed)
+        top, left, bottom, right = geometry.region
+        enlarged = geometry.size[0] * geometry.size[1] / ((bottom - top) * (right - left))
+        sides.append(min(height, width) * math.sqrt(enlarged))
+    assert np.mean(sides) == pytest.approx(expected, rel=0.05)
+
+
 def test_light_and_none_use_the_whole_short_side() -> None:
     for seed in range(10):
         geometry = PairAugmentation("light", 64).draw_geometry(90, 200, seed)
@@ -254,7 +279,11 @@ def test_small_frames_are_enlarged() -> None:
 @pytest.mark.parametrize(
     ("arguments", "options", "message"),
     [
-        (("strong",), {}, "`preset` must be one of published, light, heavy, medium, none, got 'strong'"),
+        (
+            ("strong",),
+            {},
+            "`preset` must be one of published, light, heavy, medium, none, got 'strong'",
+        ),
         (("light", 4), {}, "`crop_size` must be one or two numbers of at least 8 pixels, got 4"),
         (("light", (32, 32, 32)), {}, "`crop_size` must be one or two numbers"),
         (("light", 32), {"flip": 1.5}, "`flip` must be a probability from 0 to 1, got 1.5"),

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from amd_hf import AMDModel
+from amd_hf import AMDConfig, AMDImageProcessor, AMDModel
 from amd_hf.training.arguments import PretrainingArguments, parse_arguments
 from amd_hf.training.interrupts import StopRequest, stop_requests
 from amd_hf.training.objectives import Stage, parse_stages, register_objective, stage_at
@@ -217,6 +217,39 @@ def test_starting_weights_and_config_folder(make: Make, tmp_path: Path) -> None:
         assert torch.equal(value, weights(first.output_dir)[name])
     run.stream.close()
     assert build_config(make("third", config_name=first.output_dir)).head_channels == 8
+
+
+def short_side(folder: str) -> int:
+    return int(AMDImageProcessor.from_pretrained(folder).size["shortest_edge"])
+
+
+def test_the_image_processor_has_the_size_of_the_training_crops(make: Make) -> None:
+    args = make(crop_size="64x96", augmentation="heavy", ema_decay=0.9, max_train_steps=1)
+    pretrain(args)
+    for name in ("", "ema"):
+        folder = Path(args.output_dir) / name
+        assert short_side(str(folder)) == 88
+        processor = AMDImageProcessor.from_pretrained(folder)
+        assert processor.object_segment == AMDModel.from_pretrained(folder).config.object_segment
+
+
+def test_the_image_processor_of_the_starting_weights_is_kept(make: Make, tmp_path: Path) -> None:
+    start = str(tmp_path / "start")
+    model = AMDModel(AMDConfig.tiny(object_segment=4))
+    model.save_pretrained(start)
+    bare = make("bare", model_name_or_path=start, max_train_steps=1)
+    pretrain(bare)
+    assert short_side(bare.output_dir) == 64, "a start without one: that of the crops"
+    size = {"shortest_edge": 40}
+    AMDImageProcessor.from_model_config(model.config, size=size, max_size=200).save_pretrained(
+        start
+    )
+    args = make("run", model_name_or_path=start, max_train_steps=1)
+    pretrain(args)
+    processor = AMDImageProcessor.from_pretrained(args.output_dir)
+    assert (short_side(args.output_dir), processor.max_size) == (40, 200)
+    chosen = AMDModel.from_pretrained(args.output_dir).config.object_segment
+    assert processor.object_segment == chosen
 
 
 def test_the_two_pathways_have_their_learning_rates(make: Make) -> None:

@@ -22,6 +22,7 @@ LUMA = (0.299, 0.587, 0.114)
 # The published configuration resizes the short side to 400 x U(0.96, 1) for crops of 384.
 PUBLISHED_SHORT_SIDE = 400.0 / 384.0
 RESIZED_CROP_TRIES = 10
+OUTPUT_STRIDE = 8
 
 
 @dataclass(frozen=True)
@@ -174,6 +175,22 @@ class PairAugmentation:
         self.crop_size: tuple[int, int] = (int(sides[0]), int(sides[1]))
         self.image_mean = tuple(float(value) for value in image_mean)
         self.image_std = tuple(float(value) for value in image_std)
+
+    @property
+    def frame_short_side(self) -> int:
+        """Short side at which a whole frame shows things as large as the crops do on average.
+
+        A model is best used at the scale at which it was trained. In pixels, a multiple of 8, the
+        output stride; the published preset and crop give the published 392.
+        """
+        preset = self.preset
+        if preset.area is None:
+            relative = preset.short_side * sum(preset.short_side_jitter) / 2
+        else:
+            # A region of area share a is enlarged by a ** -0.5; this is the mean over all shares.
+            low, high = preset.area
+            relative = 2 / (math.sqrt(low) + math.sqrt(high))
+        return max(round(min(self.crop_size) * relative / OUTPUT_STRIDE), 1) * OUTPUT_STRIDE
 
     def draw_geometry(self, height: int, width: int, seed: int) -> Geometry:
         """Returns the crop for frames of this size; a pure function of its arguments."""

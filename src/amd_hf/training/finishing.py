@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from amd_hf.configuration_amd import AMDConfig
 from amd_hf.evaluation.object_segment import choose_object_segment, store_object_segment
 from amd_hf.image_processing_amd import AMDImageProcessor
 from amd_hf.modeling_amd import AMDModel
+from amd_hf.training.arguments import PretrainingArguments
 from amd_hf.training.checkpointing import (
     PARTIAL_PREFIX,
     WRITE_ERRORS,
@@ -21,7 +23,7 @@ from amd_hf.training.checkpointing import (
     sync_path,
     write_atomically,
 )
-from amd_hf.training.data_stream import fixed_batches
+from amd_hf.training.data_stream import build_transform, fixed_batches
 from amd_hf.training.provenance import PROVENANCE_FILE, build_provenance
 from amd_hf.training.run_state import EMA_FOLDER, versions
 from amd_hf.training.setup import preserved_random_state
@@ -59,7 +61,8 @@ def finish_run(run: PretrainingRun, results: dict[str, Any]) -> dict[str, Any]:
             results = {**results, "object_segment": _choose_object_segments(run, models)}
         results |= {"options": run.args.to_dict(), "versions": versions()}
         for folder, model in models.items():
-            _save_final(model, output_dir / folder)
+            processor = final_processor(run.args, model.config)
+            _save_final(model, processor, output_dir / folder)
         provenance = json.dumps(build_provenance(run, results), indent=1)
         write_atomically(output_dir / PROVENANCE_FILE, provenance)
         logger.info("Wrote the final weights to %s.", output_dir)
@@ -97,14 +100,37 @@ def _choose_object_segments(run: PretrainingRun, models: dict[str, Any]) -> dict
     return choices
 
 
-def _save_final(model: Any, folder: Path) -> None:
+def final_processor(args: PretrainingArguments, config: AMDConfig) -> AMDImageProcessor:
+    """The image processor that belongs to the final weights.
+
+    Args:
+        args: The options of the run.
+        config: The configuration of the trained model, with its object segment.
+
+    Returns:
+        That of the starting weights where they have one, with the new object segment; else one
+        that shows whole frames at the scale of the training crops.
+    """
+    if args.model_name_or_path:
+        try:
+            return AMDImageProcessor.from_pretrained(
+                args.model_name_or_path, object_segment=config.object_segment
+            )
+        except OSError:
+            logger.info("%s has no image processor.", args.model_name_or_path)
+    augmentation = build_transform(args, config, is_training=True).augmentation
+    size = {"shortest_edge": augmentation.frame_short_side}
+    return AMDImageProcessor.from_model_config(config, size=size)
+
+
+def _save_final(model: Any, processor: AMDImageProcessor, folder: Path) -> None:
     """Writes a complete model folder aside and moves its files into place one by one."""
     folder.mkdir(parents=True, exist_ok=True)
     partial = folder / f"{PARTIAL_PREFIX}final"
     try:
         partial.mkdir(exist_ok=True)
         model.save_pretrained(partial)
-        AMDImageProcessor.from_model_config(model.config).save_pretrained(partial)
+        processor.save_pretrained(partial)
         for path in sorted(partial.iterdir()):
             sync_path(path)
             path.replace(folder / path.name)
