@@ -293,16 +293,21 @@ def load_model(model: str | None, device: str | None, *, is_semantic: bool) -> t
         AMDImageProcessor,
         AMDModel,
     )
+    from amd_hf.cli.checkpoints import LOAD_ERRORS, unusable_checkpoint
 
     source = model or DEFAULT_CHECKPOINT
     try:
         target = torch.device(device or _best_device())
     except RuntimeError as error:
         raise ValueError(f"`--device` must name a torch device, got {device!r}.") from error
-    loaded: Any = (AMDForSemanticSegmentation if is_semantic else AMDModel).from_pretrained(source)
+    kind: Any = AMDForSemanticSegmentation if is_semantic else AMDModel
+    try:
+        loaded = kind.from_pretrained(source)
+        processor = AMDImageProcessor.from_pretrained(source)
+    except LOAD_ERRORS as error:
+        raise unusable_checkpoint(str(source), error) from error
     if not isinstance(loaded.config, AMDConfig):
         raise ValueError(f"{source} is a {loaded.config.model_type} model; an AMD model is needed.")
-    processor = AMDImageProcessor.from_pretrained(source)
     name = f"bundled {Path(source).name}" if model is None else model
     return loaded.to(target).eval(), processor, name
 

@@ -9,10 +9,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlparse
 
-from PIL import Image
-
 from amd_hf.cli.progress import Console
-from amd_hf.image_io_amd import MAX_IMAGE_PIXELS, is_address, list_images
+from amd_hf.image_io_amd import (
+    DECODE_ERRORS,
+    MAX_IMAGE_PIXELS,
+    is_address,
+    list_images,
+    open_image,
+)
 from amd_hf.video_amd import is_video
 
 _EXIF_ORIENTATION = 0x0112
@@ -68,7 +72,7 @@ def _plan_folder(folder: str, console: Console) -> list[Job]:
     for path in paths:
         try:
             sizes[path] = _upright_size(path)
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        except DECODE_ERRORS as error:
             reason = f"{str(path)!r} is not a readable image of at most {MAX_IMAGE_PIXELS} pixels"
             console.fail(str(path), f"{reason} ({error}); replace the file.")
     if len(set(sizes.values())) == 1 and len(sizes) > 1:
@@ -80,7 +84,7 @@ def _plan_folder(folder: str, console: Console) -> list[Job]:
 
 def _upright_size(path: Path) -> tuple[int, int]:
     """Width and height as displayed, from the header alone."""
-    with Image.open(path) as image:
+    with open_image(path) as image:
         width, height = image.size
         is_turned = image.getexif().get(_EXIF_ORIENTATION) in _TURNED
     return (height, width) if is_turned else (width, height)

@@ -16,6 +16,7 @@ import torch
 import transformers
 from PIL import Image
 
+from amd_hf.cli.checkpoints import LOAD_ERRORS, unusable_checkpoint
 from amd_hf.cli.finished import FinishedJobs, identity_of
 from amd_hf.cli.inputs import Job, plan_jobs
 from amd_hf.cli.progress import Console
@@ -222,12 +223,8 @@ def load_pipeline(model: str | None, device: str | None) -> Any:
     task: Any = TASK  # transformers' overloads name its own tasks only
     try:
         return transformers.pipeline(task, model=model, device=device, dtype=torch.float32)
-    except OSError as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(
-            f"There is no checkpoint {model or 'in the package'!r} ({reason}); pass a Hub id or a "
-            "folder written by save_pretrained."
-        ) from error
+    except LOAD_ERRORS as error:
+        raise unusable_checkpoint(model or "in the package", error) from error
 
 
 def segment_image(

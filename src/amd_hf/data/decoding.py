@@ -22,6 +22,7 @@ from amd_hf.data.augmentation import (
 )
 from amd_hf.data.counting import SkippedPairError
 from amd_hf.data.frame_arrays import greatest_reduced_difference, read_pixels, write_planes
+from amd_hf.image_io_amd import DECODE_ERRORS, open_image
 
 # Limits of the shot-cut guard: mean difference in gray levels, correlation of color histograms,
 # correlation of 24 x 24 thumbnails.
@@ -32,7 +33,6 @@ MIN_THUMBNAIL_CORRELATION = 0.5
 LEAST_CUT_DIFFERENCE = 8.0
 SCREEN_SIDE = 96
 THUMBNAIL_SIDE = 24
-DECODE_ERRORS = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
 
 class PairTransform:
@@ -94,7 +94,7 @@ class PairTransform:
                 or a shot cut; its `reason` says which.
         """
         try:
-            images = [Image.open(io.BytesIO(data)) for data in (first, second)]
+            images = [open_image(io.BytesIO(data)) for data in (first, second)]
         except DECODE_ERRORS as error:
             raise SkippedPairError("unreadable", str(error)) from error
         (width, height), other = images[0].size, images[1].size

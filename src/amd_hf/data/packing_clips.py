@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from amd_hf.data.counting import SkippedPairError
-from amd_hf.data.decoding import DECODE_ERRORS, screen_pair
+from amd_hf.data.decoding import screen_pair
 from amd_hf.data.encoding import encode_jpeg, shrink
 from amd_hf.data.sources import Clip, ClipSource
+from amd_hf.image_io_amd import DECODE_ERRORS, open_image
 from amd_hf.whole_files import sync_path
 
 # Frames of this many windows are held in memory at once.
@@ -181,7 +181,7 @@ def _pack_window(
     if encoded is None:
         raise SkippedPairError("unreadable", clip.key)
     try:
-        images = [Image.open(io.BytesIO(data)) for data in encoded]
+        images = [open_image(io.BytesIO(data)) for data in encoded]
         is_jpeg = all(image.format == "JPEG" for image in images)
         small = [shrink(image, settings.short_side) for image in images]
         decoded = [image.convert("RGB") for image in small]

@@ -49,7 +49,7 @@ LEAST_VALUES = {
         "speed_report_seconds",
     ),
 }
-POSITIVE = ("learning_rate", "max_train_minutes", "checkpoints_total_limit")
+POSITIVE = ("learning_rate", "num_train_epochs", "max_train_minutes", "checkpoints_total_limit")
 
 
 @dataclass(kw_only=True)
@@ -100,6 +100,9 @@ class PretrainingArguments:
     poly_power: float = option(0.9, "power of the poly schedule")
     num_warmup_steps: int = option(0, "steps of linear learning-rate warm-up")
     max_train_steps: int = option(100_000, "optimizer steps of the whole run")
+    num_train_epochs: float | None = option(
+        None, "passes over the data; with it, max_train_steps follows from the size of the data"
+    )
     max_train_minutes: float | None = option(None, "stop this process after so many minutes")
     ema_decay: float = option(0.0, "decay of the moving average of the weights; 0 = none")
 
@@ -330,9 +333,16 @@ def parse_arguments(argv: Sequence[str] | None = None) -> PretrainingArguments:
     parser = build_parser()
     chosen = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     chosen.add_argument("--recipe", default="published")
-    recipe = chosen.parse_known_args(argv)[0].recipe
+    chosen.add_argument("--max_train_steps")
+    chosen.add_argument("--num_train_epochs")
+    given = chosen.parse_known_args(argv)[0]
+    recipe = given.recipe
     try:
         parser.set_defaults(**recipe_options(recipe))
+        if given.max_train_steps is not None and given.num_train_epochs is not None:
+            raise ValueError(
+                "`num_train_epochs` and `max_train_steps` exclude each other; give one of them."
+            )
         return PretrainingArguments(**vars(parser.parse_args(argv)))
     except ValueError as error:
         parser.error(str(error))

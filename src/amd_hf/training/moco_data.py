@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from amd_hf.configuration_amd import AMDConfig
 from amd_hf.data.counting import SkippedPairError
-from amd_hf.data.decoding import DECODE_ERRORS, PairTransform
+from amd_hf.data.decoding import PairTransform
 from amd_hf.data.frame_pairs import frame_pairs
+from amd_hf.image_io_amd import DECODE_ERRORS, open_image
 from amd_hf.training.data_stream import EndlessBatches, source_of
 
 
@@ -46,7 +46,7 @@ class TwoViewTransform(PairTransform):
             SkippedPairError: If the frame cannot be decoded.
         """
         try:
-            with Image.open(io.BytesIO(first)) as image:
+            with open_image(io.BytesIO(first)) as image:
                 pixels = np.array(image.convert("RGB"))
         except DECODE_ERRORS as error:
             raise SkippedPairError("unreadable", str(error)) from error
