@@ -250,7 +250,7 @@ class Arguments(Family):
 
     def case(self, random: Random, folder: Path) -> Case:
         """One changed command line."""
-        name = random.choice((*COMMANDS, *COMMANDS, *PARSED, *RUN_SCRIPTS))
+        name = random.choice((*COMMANDS, *PARSED, *RUN_SCRIPTS))
         words = self._words(name)
         for _ in range(random.choice((1, 1, 1, 2, 4))):
             words = changed(random, words)

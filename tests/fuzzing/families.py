@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import traceback
+import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -121,3 +122,8 @@ def judge(reader: Reader) -> Verdict:
         lines = "".join(traceback.format_exception(error)).splitlines()
         return Verdict("failed", "\n".join(lines[-MOST_TRACEBACK_LINES:])[-2000:])
     return Verdict("accepted")
+
+
+def is_one_of_four(data: bytes) -> bool:
+    """Chooses a quarter of all inputs, by their content, for a reader that takes long."""
+    return zlib.crc32(data) % 4 == 0
