@@ -23,6 +23,8 @@ from amd_hf.training.objectives import OBJECTIVES, Batch, output_statistics, reg
 
 # Weight of the moving-object term beside the photometric loss (which is about 0.3 after warm-up).
 MOVING_OBJECT_WEIGHT = 1.0
+# Weight of moving pixels relative to the others: motion finds objects only in part.
+MOVING_WEIGHT = 2.2
 
 
 def _unwrapped(model: nn.Module) -> Any:
@@ -43,17 +45,23 @@ def _rgb(model: nn.Module, pixel_values: Tensor) -> Tensor:
     return ((frames * std + mean) / 255.0).clamp(0.0, 1.0)
 
 
-def moving_object_loss(segment_logits: Tensor, target: MovingObject, object_segment: int) -> Tensor:
+def moving_object_loss(
+    segment_logits: Tensor,
+    target: MovingObject,
+    object_segment: int,
+    moving_weight: float = MOVING_WEIGHT,
+) -> Tensor:
     """Returns the cross-entropy of the object segment against what moves on its own.
 
     Args:
         segment_logits: Logits of shape (B, K, h, w).
         target: Soft targets of any size; pairs that are not usable do not count.
         object_segment: Index of the segment that shall be the object; the others share the rest.
+        moving_weight: Weight of moving pixels relative to the others.
 
     Returns:
-        Scalar in float32; uncertain pixels (near 0.5) weigh a fifth of certain ones, moving pixels
-        2.2 times the others; 0 where no pair is usable.
+        Scalar in float32; uncertain pixels (near 0.5) weigh a fifth of certain ones; 0 where no
+        pair is usable.
     """
     logits = segment_logits.float()
     log_masks = logits.log_softmax(dim=1)
@@ -62,7 +70,7 @@ def moving_object_loss(segment_logits: Tensor, target: MovingObject, object_segm
     log_rest = torch.logsumexp(log_masks[:, others], dim=1)
     probability = resize_probability(target.probability, (logits.shape[-2], logits.shape[-1]))
     certainty = 0.2 + 0.8 * (2.0 * probability - 1.0).abs()
-    weight = certainty * torch.where(probability > 0.5, 2.2, 1.0)
+    weight = certainty * torch.where(probability > 0.5, moving_weight, 1.0)
     entropy = -(probability * log_object + (1.0 - probability) * log_rest) * weight
     usable = target.is_usable.to(entropy.dtype)
     return (entropy.mean(dim=(1, 2)) * usable).sum() / usable.sum().clamp(min=1.0)
