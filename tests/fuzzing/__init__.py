@@ -12,4 +12,5 @@ again. Everything that can end a process runs in a child process (`worker.py`), 
     archives.py    tar and zip shards with their JSON
     documents.py   configurations and checkpoints
     commands.py    the words of the command lines
+    selftest.py    readers that fail in every way, to test the fuzzer
 """

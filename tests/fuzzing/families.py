@@ -20,8 +20,9 @@ FAMILY_MODULES = {
     "configs": "documents",
     "checkpoints": "documents",
     "arguments": "commands",
+    "selftest": "selftest",
 }
-FAMILY_NAMES = tuple(FAMILY_MODULES)
+FAMILY_NAMES = tuple(name for name in FAMILY_MODULES if name != "selftest")
 DOCUMENTED: tuple[type[Exception], ...] = (ValueError, OSError)
 MOST_TRACEBACK_LINES = 14
 
