@@ -33,7 +33,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--count", type=int, default=300, help="cases per family (%(default)s)")
     parser.add_argument("--seed", type=int, default=1, help="seed of the cases (%(default)s)")
     parser.add_argument("--case", type=int, help="run this case only")
-    parser.add_argument("--seconds_per_case", type=float, default=20.0, help="(%(default)s)")
+    parser.add_argument(
+        "--seconds_per_case", type=float, default=20.0, help="computing time (%(default)s)"
+    )
     parser.add_argument("--output_dir", type=Path, default=ROOT / "runs" / "fuzz")
     args = parser.parse_args(arguments)
     if args.count < 1 or args.seconds_per_case <= 0 or (args.case is not None and args.case < 0):

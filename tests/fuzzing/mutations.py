@@ -208,7 +208,15 @@ def mutate_value(random: Random, value: Any) -> Any:
         return entries
     if isinstance(value, int | float) and not isinstance(value, bool) and random.random() < 0.4:
         return random.choice(
-            (-value, value * 2, value + 1, value - 1, 0, float(min(value, 1e300)), str(value)[:99])
+            (
+                -value,
+                value * 2,
+                value + 1,
+                value - 1,
+                0,
+                float(max(min(value, 1e300), -1e300)),
+                str(value)[:99],
+            )
         )
     return hostile_value(random)
 

@@ -15,7 +15,10 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-STARTUP_SECONDS = 180.0
+STARTUP_SECONDS = 1200.0
+# On a busy machine a case waits for its turn: the limit of a case counts the seconds it computes.
+MOST_WAITING = 10.0
+LOOK_SECONDS = 2.0
 MOST_KEPT_FAILURES = 50
 # Resident memory jumps by some megabytes as allocators and caches fill up; a leak goes on.
 MOST_GROWTH_MB = 48.0
@@ -126,9 +129,8 @@ def run_family(
     folder.mkdir(parents=True, exist_ok=True)
     next_case = result.done if result.done or first is not None else -1
     while next_case < result.count:
-        next_case = Watch(result, folder, seconds_per_case).run(next_case)
-        if first is None:
-            save_result(path, result)
+        watch = Watch(result, folder, seconds_per_case, path if first is None else None)
+        next_case = watch.run(next_case)
     for name in ("case", "samples", "temporary"):
         shutil.rmtree(folder / name, ignore_errors=True)
     return result
@@ -164,20 +166,26 @@ class Watch:
         result: Gets everything that is found.
         folder: Folder of the family.
         seconds_per_case: Time limit of a case.
+        path: The result is saved here as it grows; None saves nothing.
     """
 
-    def __init__(self, result: Result, folder: Path, seconds_per_case: float) -> None:
+    def __init__(
+        self, result: Result, folder: Path, seconds_per_case: float, path: Path | None = None
+    ) -> None:
         self.result = result
         self.folder = folder
         self.limit = seconds_per_case
+        self.path = path
+        self.begin = time.monotonic()
         self.current: int | None = None
         self.since = time.monotonic()
+        self.computed_before = 0.0
         self.usages: list[list[float]] = []
+        self.result.usages.append(self.usages)
         self.has_ended = False
 
     def run(self, first: int) -> int:
         """Runs a worker from case `first` on; returns the number of the case to go on with."""
-        begin = time.monotonic()
         errors = self.folder / "stderr.txt"
         command = [sys.executable, "-m", "tests.fuzzing.worker", self.result.family]
         command += [str(self.result.seed), str(first), str(self.result.count), str(self.folder)]
@@ -194,25 +202,43 @@ class Watch:
                 process.wait()
                 assert process.stdout is not None
                 process.stdout.close()
-        self.result.usages.append(self.usages)
-        self.result.seconds += time.monotonic() - begin
-        return self._next_case(process.returncode, is_hung, errors)
+        next_case = self._next_case(process.returncode, is_hung, errors)
+        self._save()
+        return next_case
+
+    def _save(self) -> None:
+        """Saves the result so far."""
+        now = time.monotonic()
+        self.result.seconds += now - self.begin
+        self.begin = now
+        if self.path is not None:
+            save_result(self.path, self.result)
 
     def _listen(self, process: subprocess.Popen[bytes]) -> bool:
         """Takes reports until the worker ends; True if it had to be given up."""
         assert process.stdout is not None
         descriptor, buffer = process.stdout.fileno(), b""
         while True:
-            limit = STARTUP_SECONDS if self.current is None or self.current < 0 else self.limit
-            ready, _, _ = select.select([descriptor], [], [], limit)
+            ready, _, _ = select.select([descriptor], [], [], min(LOOK_SECONDS, self.limit))
             if not ready:
-                return not self.has_ended
+                if self._is_hung(computing_seconds(process.pid)):
+                    return not self.has_ended
+                continue
+            self.computed_before = computing_seconds(process.pid)
             data = os.read(descriptor, 1 << 16)
             if not data:
                 return False
             *lines, buffer = (buffer + data).split(b"\n")
             for line in lines:
                 self._take(json.loads(line))
+
+    def _is_hung(self, computed: float) -> bool:
+        """Whether the case at hand has computed for too long, or has waited for far too long."""
+        waited = time.monotonic() - self.since
+        if self.current is None or self.current < 0:
+            return waited > STARTUP_SECONDS
+        is_busy = computed - self.computed_before > self.limit
+        return is_busy or waited > MOST_WAITING * self.limit
 
     def _take(self, report: Any) -> None:
         """Adds one report to the result."""
@@ -232,6 +258,7 @@ class Watch:
         elif "counts" in report:
             result.counts = dict(Counter(result.counts) + Counter(report["counts"]))
             result.done = report["done"]
+            self._save()
         elif "end" in report:
             self.has_ended = True
             result.peak_mb = max(result.peak_mb, report["peak_mb"])
@@ -254,3 +281,12 @@ class Watch:
             self.result.crashes.append({"case": number, "code": code, "stderr": tail})
         self.result.done = number + 1
         return number + 1
+
+
+def computing_seconds(pid: int) -> float:
+    """Processor time of a process in seconds; 0 where it has ended."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
