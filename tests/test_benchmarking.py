@@ -2,18 +2,34 @@
 
 from __future__ import annotations
 
+import io
 import json
 import time
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 import torch
+from PIL import Image
 from scripts import benchmark
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from amd_hf import AMDConfig, AMDModel
-from amd_hf.benchmarking import inputs, limits, report, suite, timing, workloads, workloads_video
+from amd_hf.benchmarking import (
+    growth,
+    inputs,
+    limits,
+    plots,
+    processes,
+    report,
+    suite,
+    targets,
+    timing,
+    workloads,
+    workloads_loader,
+    workloads_video,
+)
 from amd_hf.benchmarking.published_replica import PublishedReplica
 
 from . import oracle
@@ -152,15 +168,49 @@ class TestWorkloads:
         measured = workloads_video.time_adaptation(
             AMDConfig.tiny(), num_steps=1, num_frames=3, frame_size=(72, 96), short_side=64
         )
-        assert set(measured.timings) == {"published", "fp32", "bf16"}
+        assert set(measured.timings) == {"published", "fp32", "bf16", "bf16, crops of 256"}
         assert all(seconds > 0 for seconds in measured.notes["seconds_per_step"].values())
+
+    def test_loader_and_its_limit(self) -> None:
+        pytest.importorskip("datasets", reason="needs the extra `train`")
+        measured = workloads_loader.time_loader(0, 1, batch=2, crop=64, rounds=1)
+        assert set(measured.timings) == {"loader", "decode", "decode in full"}
+        notes = measured.notes
+        rates = notes["pairs_per_second"]
+        assert notes["share_of_limit"] == pytest.approx(rates["loader"] / rates["decode"])
+        assert all(value >= 0 for value in notes["milliseconds_per_pair"].values())
+
+    def test_decoding_alone_takes_the_size_that_is_wanted(self) -> None:
+        buffer = io.BytesIO()
+        Image.fromarray(limits.example_frame((96, 128))).save(buffer, "JPEG")
+        data = buffer.getvalue()
+        assert workloads_loader.decode(data, 1.3).size == (128, 96)
+        assert workloads_loader.decode(data, 0.3).size == (64, 48)
+        alone = iter(workloads_loader.DecodeAlone([(data, 0.3)] * 4, 3))
+        assert [next(alone) for _ in range(2)] == [3, 3]
 
     @pytest.mark.slow
     def test_start_and_memory(self) -> None:
         timings = workloads_video.time_start(1).timings
         assert timings["import amd_hf"].median > timings["import torch"].median / 2
-        memory = workloads_video.peak_memory(AMDConfig.tiny(), 64, 1)
+        held = torch.zeros(100_000_000).fill_(1.0)  # 0.4 GB here count for no child
+        memory = workloads_video.memory_of_training(AMDConfig.tiny(), 64, 1)
         assert 0.05 < memory["import"] < memory["fp32"] * 1.1
+        mine = timing.peak_memory()
+        assert mine is not None
+        assert mine > held.numel() * 4 / 1e9
+        assert memory["import"] < mine
+
+    @pytest.mark.slow
+    def test_point_in_a_process_of_its_own(self) -> None:
+        point = growth.Point("inference", "side", 64, preset="tiny", side=64, rounds=1)
+        row = growth._measure_aside(point)
+        assert row["seconds"] > 0
+        assert 0.05 < row["memory"] < 4
+
+    def test_unknown_work(self) -> None:
+        with pytest.raises(ValueError, match="There is no 'rest' of the preset 'tiny'"):
+            growth.measure_point(growth.Point("rest", "side", 64, preset="tiny"))
 
 
 class TestLimits:
@@ -184,17 +234,23 @@ class TestSuiteAndReport:
         (training,) = result["measurements"]
         assert set(training["timings"]) == {"published", "fp32", "bf16"}
         assert training["flops"] > 1e6
-        assert {row["against"] for row in result["growth"]} == {
-            "crop",
-            "pairs",
-            "segments",
-            "side",
+        assert {(row["work"], row["against"]) for row in result["growth"]} == {
+            ("training step", "crop"),
+            ("training step", "pairs"),
+            ("training step", "segments"),
+            ("inference", "side"),
+            ("inference", "images"),
+            ("inference", "segments"),
+            ("adaptation", "frames"),
         }
+        assert result["failures"] == {}
+        assert set(result["seconds"]) == {"training", "growth"}
         assert "memory" not in result
         assert result["limits"]["convolution_bf16_training"] > 0
 
     def test_report_files(self, result: dict[str, Any], tmp_path: Path) -> None:
-        as_json, as_markdown = report.write_report(result, tmp_path / "made")
+        as_json, as_markdown, figure = report.write_report(result, tmp_path / "made")
+        assert figure.name == "benchmark_growth.svg"
         read = json.loads(as_json.read_text())
         assert report.markdown(read) == as_markdown.read_text()
         text = as_markdown.read_text()
@@ -211,6 +267,109 @@ class TestSuiteAndReport:
         altered["limits"]["convolution_bf16_training"] = 1e12
         (row,) = (line for line in report.markdown(altered).splitlines() if "| bf16 |" in line)
         assert row.endswith(" 50% |")
+
+    def test_targets(self, result: dict[str, Any]) -> None:
+        altered = json.loads(json.dumps(result))
+        training = altered["measurements"][0]
+        training["flops"] = 10**12
+        training["timings"]["published"]["median"] = 8.0
+        training["timings"]["bf16"]["median"] = 2.0
+        training["speedup"]["bf16"] = 4.0
+        for limit, met in ((1e12, False), (0.6e12, True)):
+            altered["limits"]["convolution_bf16_training"] = limit
+            (target,) = targets.targets(altered)
+            assert target.is_met is met
+        assert target.row()[1:] == (
+            "8.00 s",
+            "2.00 s",
+            "4.00x",
+            "83%",
+            "2.5x and 70% of the limit",
+            "yes",
+        )
+        assert "| yes |" in report.markdown(altered)
+        assert targets.targets_table({"measurements": [], "limits": {}}) == ""
+
+    def test_targets_of_the_other_works(self) -> None:
+        def work(name: str, setting: str, **notes: Any) -> dict[str, Any]:
+            slow, fast = ({"median": seconds} for seconds in (4.0, 1.0))
+            timings = {"published": slow, "bf16": fast}
+            speedup = {"published": 1.0, "bf16": 4.0}
+            return {
+                "name": name,
+                "setting": setting,
+                "timings": timings,
+                "speedup": speedup,
+                "notes": notes,
+                "flops": 0,
+            }
+
+        steps = {"published": 9.0, "fp32": 5.0, "bf16": 3.0, "bf16, crops of 256": 1.0}
+        measured = [
+            work("training step", "2 pairs of 384x384"),
+            work("inference", "1 image", images_per_second={"bf16": 4.0}),
+            work("inference", "8 images", images_per_second={"bf16": 3.0}),
+            work("adaptation", "2 steps", seconds_per_step=steps),
+            work(
+                "data loader", "2 workers", pairs_per_second={"loader": 50.0}, share_of_limit=0.95
+            ),
+        ]
+        rows = list(targets.targets({"measurements": measured, "limits": {}}))
+        met = [(row.ratio, row.share, row.is_met) for row in rows]
+        assert met == [
+            (4.0, None, True),
+            (4.0, None, True),
+            (0.75, None, False),
+            (3.0, None, False),
+            (9.0, None, True),
+            (None, 0.95, True),
+            (25.0, None, True),
+        ]
+        assert rows[3].published == "900.00 s"  # 100 steps
+
+    def test_page(self, result: dict[str, Any], tmp_path: Path) -> None:
+        page = tmp_path / "page.md"
+        page.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
+        for _ in range(2):  # again and again
+            files = report.write_into(result, page)
+            text = page.read_text()
+            assert text.startswith(f"before\n{report.BEGIN}\n\n2")
+            assert text.endswith(f"\n{report.END}\nafter\n")
+            assert "old" not in text
+            assert "(figures/benchmark_growth.svg)" in text
+        assert files == (page, tmp_path / "figures/benchmark_growth.svg")
+        page.write_text("no marks")
+        with pytest.raises(ValueError, match="must hold the lines <!-- benchmark: begin"):
+            report.write_into(result, page)
+
+    def test_figure_is_well_formed(self, result: dict[str, Any]) -> None:
+        rows = [*result["growth"]]
+        rows += [
+            {"work": "a & b", "against": "processes", "value": n, "seconds": 4 / n, "memory": n / 2}
+            for n in (2, 1, 4)
+        ]
+        root = ElementTree.fromstring(plots.growth_figure(rows))
+        drawn = plots.panels(rows)
+        assert len(root.findall("{*}g")) == len(drawn) == 8
+        assert (drawn[-1].values, drawn[-1].memory) == ((1, 2, 4), (0.5, 1.0, 2.0))
+        (line, memory) = root.findall("{*}g")[-1].findall("{*}polyline")
+        heights = [float(point.split(",")[1]) for point in line.get("points", "").split()]
+        assert heights == sorted(heights)  # less time is lower, further down
+        assert memory.get("stroke") == plots.MEMORY_COLOR
+
+    def test_a_failing_section_is_told(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def failing(*_: Any) -> Any:
+            raise RuntimeError("no such\nluck")
+
+        monkeypatch.setitem(suite._MEASUREMENTS, "adaptation", failing)
+        kept: list[str] = []
+        settings = suite.BenchmarkSettings.quick()
+        result = suite.run_benchmark(
+            settings, ("adaptation",), lambda so_far: kept.append(report.markdown(so_far))
+        )
+        assert result["failures"] == {"adaptation": "no such luck"}
+        assert "**adaptation failed**: no such luck" in report.markdown(result)
+        assert len(kept) == 1
 
     def test_unknown_names(self) -> None:
         with pytest.raises(ValueError, match=r"Unknown sections \['speed'\]"):
@@ -230,10 +389,22 @@ class TestSuiteAndReport:
 
 
 @pytest.mark.slow
+def test_processes() -> None:
+    rows = processes.time_processes(
+        (1, 2), (48, 64), num_videos=2, num_frames=3, preset=AMDConfig.tiny().to_diff_dict()
+    )
+    works = {row["work"] for row in rows}
+    assert len(rows) == 2 * len(works) == 8
+    assert all(row["seconds"] > 0 for row in rows)
+
+
+@pytest.mark.slow
 def test_whole_benchmark(tmp_path: Path) -> None:
     pytest.importorskip("datasets", reason="needs the extra `train`")
     result = suite.run_benchmark(suite.BenchmarkSettings.quick())
     names = [measurement["name"] for measurement in result["measurements"]]
     assert names == ["training step", "inference", "adaptation", "data loader", "start-up"]
     assert {"import", "published", "fp32", "bf16"} == set(result["memory"])
+    assert result["failures"] == {}
+    assert {row["against"] for row in result["processes"]} == {"processes"}
     assert "| training step in a process of its own | peak memory |" in report.markdown(result)

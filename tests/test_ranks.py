@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -99,6 +100,9 @@ class TestPlace:
     def test_of_a_launcher(self, monkeypatch: pytest.MonkeyPatch) -> None:
         for name, value in (("RANK", 5), ("WORLD_SIZE", 8), ("LOCAL_RANK", 1)):
             monkeypatch.setenv(name, str(value))
+        monkeypatch.delenv("MASTER_ADDR", raising=False)
+        assert Ranks.from_environment().count == 1  # nobody to meet
+        monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
         ranks = Ranks.from_environment()
         assert (ranks.rank, ranks.count, ranks.local_rank, ranks.is_main) == (5, 8, 1, False)
         assert ranks.device("cpu") == "cpu"
@@ -378,16 +382,32 @@ class TestSegment:
 def launched(tmp_path: Path, *command: str) -> subprocess.CompletedProcess[str]:
     """Runs a module or script in two processes of torchrun, on one thread each."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
-    return subprocess.run(
-        [*launcher, "--master_port", "0", *command],
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    process = subprocess.Popen(
+        [*launcher, "--nproc_per_node", "2", *command],
         cwd=tmp_path,
         env=environment,
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=500,
-        check=False,
+        start_new_session=True,
     )
+    try:
+        stdout, stderr = process.communicate(timeout=300)
+    except subprocess.TimeoutExpired:
+        for child in children_of(process.pid):
+            os.kill(child, signal.SIGKILL)
+        process.kill()
+        raise
+    return subprocess.CompletedProcess(command, process.returncode, stdout, stderr)
+
+
+def children_of(parent: int) -> list[int]:
+    """The processes that a launcher has started; each leads a group of its own."""
+    listed = subprocess.run(
+        ["ps", "-o", "pid=", "--ppid", str(parent)], capture_output=True, text=True, check=False
+    )
+    return [int(pid) for pid in listed.stdout.split()]
 
 
 @pytest.mark.slow

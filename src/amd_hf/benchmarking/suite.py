@@ -8,21 +8,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
-
 from amd_hf import AMDConfig
-from amd_hf.benchmarking import limits, workloads, workloads_video
-from amd_hf.benchmarking.inputs import example_pairs, seeded_model
-from amd_hf.benchmarking.timing import describe_machine, load, measure
+from amd_hf.benchmarking import limits, processes, workloads, workloads_loader, workloads_video
+from amd_hf.benchmarking.growth import PRESETS, measure_growth
+from amd_hf.benchmarking.timing import describe_machine, load
 from amd_hf.benchmarking.workloads import Measurement
 
 logger = logging.getLogger(__name__)
 
-PRESETS: dict[str, Callable[..., AMDConfig]] = {
-    "official": AMDConfig.official,
-    "small": AMDConfig.small,
-    "tiny": AMDConfig.tiny,
-}
+# What a section may fail with without taking the others along.
+SECTION_ERRORS = (RuntimeError, ValueError, OSError, ImportError)
 
 
 @dataclass(frozen=True)
@@ -40,13 +35,20 @@ class BenchmarkSettings:
         num_steps: Steps of the adaptation that are timed.
         frame_size: Height and width of the frames of the adapted video.
         short_side: Short side from which the crops of the adaptation are cut.
+        small_side: Short side of the adaptation with smaller crops.
         num_workers: Worker processes of the data loader.
-        num_batches: Batches of the data loader that are timed.
+        num_batches: Batches of the data loader per round.
+        loader_source: Source of the frame pairs; None generates 480p frames.
+        compiles: Whether inference is also timed under `torch.compile`.
         limit_size: Side of the matrices that measure the machine.
         growth_crops: Crops of the growth of training.
         growth_batches: Batches of the growth of training.
         growth_segments: Numbers of segments of the growth of training.
         growth_sides: Image sides of the growth of inference.
+        growth_frames: Frames of the adapted video in the growth of the adaptation.
+        isolate_growth: Measure every point in a process of its own, which tells its memory.
+        processes: Numbers of processes that share work.
+        process_videos: Videos that they share.
     """
 
     preset: str = "official"
@@ -59,13 +61,20 @@ class BenchmarkSettings:
     num_steps: int = 2
     frame_size: tuple[int, int] = (480, 854)
     short_side: int = workloads_video.PUBLISHED_SHORT_SIDE
+    small_side: int = workloads_video.SMALL_SHORT_SIDE
     num_workers: int = 2
     num_batches: int = 12
+    loader_source: str | None = None
+    compiles: bool = True
     limit_size: int = 1536
     growth_crops: tuple[int, ...] = (128, 192, 256, 384)
     growth_batches: tuple[int, ...] = (1, 2, 4)
     growth_segments: tuple[int, ...] = (3, 5, 8, 16)
     growth_sides: tuple[int, ...] = (128, 256, 384, 512)
+    growth_frames: tuple[int, ...] = (8, 32, 128)
+    isolate_growth: bool = True
+    processes: tuple[int, ...] = (1, 2)
+    process_videos: int = 8
 
     @classmethod
     def quick(cls, **overrides: Any) -> BenchmarkSettings:
@@ -80,13 +89,19 @@ class BenchmarkSettings:
             num_steps=1,
             frame_size=(72, 96),
             short_side=64,
+            small_side=60,
             num_workers=0,
             num_batches=1,
+            compiles=False,
             limit_size=64,
             growth_crops=(64,),
             growth_batches=(1,),
             growth_segments=(2, 3),
             growth_sides=(64,),
+            growth_frames=(4,),
+            isolate_growth=False,
+            processes=(1,),
+            process_videos=1,
         )
         return replace(small, **overrides)
 
@@ -102,24 +117,39 @@ class BenchmarkSettings:
         return PRESETS[self.preset]()
 
 
-SECTIONS = ("training", "inference", "adaptation", "loader", "start", "memory", "growth")
+SECTIONS = (
+    "training",
+    "inference",
+    "adaptation",
+    "loader",
+    "start",
+    "memory",
+    "processes",
+    "growth",
+)
 
 
 def run_benchmark(
-    settings: BenchmarkSettings, sections: tuple[str, ...] = SECTIONS
+    settings: BenchmarkSettings,
+    sections: tuple[str, ...] = SECTIONS,
+    after_section: Callable[[dict[str, Any]], None] | None = None,
 ) -> dict[str, Any]:
     """Runs the chosen sections, always between two measurements of the machine's limits.
+
+    A section that fails does not stop the others; it is told under `failures`.
 
     Args:
         settings: Sizes.
         sections: Some of `SECTIONS`.
+        after_section: Called with the result so far after every section.
 
     Returns:
-        A dict of plain values: `time`, `machine`, `settings`, `limits`, `measurements`, `memory`
-        and `growth`.
+        A dict of plain values: `time`, `machine`, `settings`, `limits`, `measurements`,
+        `failures`, `seconds` by section, and `memory`, `processes` and `growth` where they were
+        asked for.
 
     Raises:
-        ValueError: If a section or the preset is unknown.
+        ValueError: If a section or the preset is unknown, or the number of rounds not positive.
     """
     if unknown := sorted(set(sections) - set(SECTIONS)):
         raise ValueError(f"Unknown sections {unknown}; choose from {', '.join(SECTIONS)}.")
@@ -130,69 +160,43 @@ def run_benchmark(
         "settings": {name: getattr(settings, name) for name in settings.__dataclass_fields__},
         "limits": _limits(settings),
         "measurements": [],
+        "failures": {},
+        "seconds": {},
     }
+    result["machine"]["load_at_end"] = None  # not there yet
     for section in (s for s in SECTIONS if s in sections):
         logger.info("measuring: %s", section)
-        if section == "memory":
-            result["memory"] = workloads_video.peak_memory(config, settings.crop, settings.batch)
-        elif section == "growth":
-            result["growth"] = measure_growth(settings)
-        else:
-            measured = _MEASUREMENTS[section](settings, config)
-            result["measurements"] += [m.to_dict() for m in measured]
+        begin = time.monotonic()
+        try:
+            _run_section(section, settings, config, result)
+        except SECTION_ERRORS as error:
+            logger.warning("%s failed: %s", section, error)
+            result["failures"][section] = " ".join(str(error).split())
+        result["seconds"][section] = round(time.monotonic() - begin, 1)
+        if after_section is not None:
+            after_section(result)
     # The faster of before and after: a limit is what the machine can do, not what it was left.
     result["limits"] = _fastest(result["limits"], _limits(settings))
     result["machine"]["load_at_end"] = load()
     return result
 
 
-def measure_growth(settings: BenchmarkSettings) -> list[dict[str, Any]]:
-    """Seconds of a bfloat16 training step and of inference as one size at a time grows.
-
-    Args:
-        settings: Sizes; the `growth_*` fields are the values that are visited.
-
-    Returns:
-        Rows of `work`, `against`, `value`, `seconds` and `cpu`.
-    """
-    device = settings.device
-    rows = []
-
-    def row(work: str, against: str, value: int, function: Callable[[], Any]) -> None:
-        timing = measure({work: function}, settings.rounds, device)[work]
-        rows.append(
-            {
-                "work": work,
-                "against": against,
-                "value": value,
-                "seconds": timing.median,
-                "cpu": timing.cpu,
-            }
+def _run_section(
+    section: str, settings: BenchmarkSettings, config: AMDConfig, result: dict[str, Any]
+) -> None:
+    """Measures one section and adds its figures to the result."""
+    if section == "memory":
+        result["memory"] = workloads_video.memory_of_training(config, settings.crop, settings.batch)
+    elif section == "growth":
+        result["growth"] = measure_growth(settings)
+    elif section == "processes":
+        small = PRESETS["tiny" if settings.preset == "tiny" else "small"]()
+        result["processes"] = processes.time_processes(
+            settings.processes, num_videos=settings.process_videos, preset=small.to_diff_dict()
         )
-
-    def training(config: AMDConfig, crop: int, batch: int) -> workloads.TrainingStep:
-        model = seeded_model(config, device)
-        pairs = example_pairs(batch, crop, device)
-        return workloads.TrainingStep(model, pairs, autocast=True)
-
-    crop = min(settings.growth_crops)
-    for side in settings.growth_crops:
-        row("training step", "crop", side, training(settings.config, side, 1))
-    for batch in settings.growth_batches:
-        row("training step", "pairs", batch, training(settings.config, crop, batch))
-    for count in settings.growth_segments:
-        config = PRESETS[settings.preset](num_segments=count)
-        row("training step", "segments", count, training(config, crop, 1))
-    model = seeded_model(settings.config, device).eval().bfloat16()
-    for side in settings.growth_sides:
-        images = torch.zeros(1, 3, side, side, device=device, dtype=torch.bfloat16)
-        row(
-            "inference",
-            "side",
-            side,
-            workloads.without_gradient(model, images),
-        )
-    return rows
+    else:
+        measured = _MEASUREMENTS[section](settings, config)
+        result["measurements"] += [m.to_dict() for m in measured]
 
 
 def _training(settings: BenchmarkSettings, config: AMDConfig) -> list[Measurement]:
@@ -205,7 +209,12 @@ def _training(settings: BenchmarkSettings, config: AMDConfig) -> list[Measuremen
 
 def _inference(settings: BenchmarkSettings, config: AMDConfig) -> list[Measurement]:
     return workloads.time_inference(
-        config, settings.image_size, settings.batches, settings.rounds, settings.device
+        config,
+        settings.image_size,
+        settings.batches,
+        settings.rounds,
+        settings.device,
+        compiles=settings.compiles,
     )
 
 
@@ -216,13 +225,22 @@ def _adaptation(settings: BenchmarkSettings, config: AMDConfig) -> list[Measurem
             settings.num_steps,
             frame_size=settings.frame_size,
             short_side=settings.short_side,
+            small_side=settings.small_side,
             device=settings.device,
         )
     ]
 
 
 def _loader(settings: BenchmarkSettings, config: AMDConfig) -> list[Measurement]:
-    return [workloads_video.time_loader(settings.num_workers, settings.num_batches)]
+    return [
+        workloads_loader.time_loader(
+            settings.num_workers,
+            settings.num_batches,
+            crop=settings.crop,
+            source=settings.loader_source,
+            rounds=settings.rounds,
+        )
+    ]
 
 
 def _start(settings: BenchmarkSettings, config: AMDConfig) -> list[Measurement]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -119,6 +120,28 @@ def describe_machine(device: str | torch.device = "cpu") -> dict[str, Any]:
 def load() -> float | None:
     """Processes that ran or waited for a core over the last minute, where the system tells."""
     return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
+
+
+def peak_memory(device: str | torch.device = "cpu") -> float | None:
+    """Peak of this process in GB: resident memory, or what it took of the GPU.
+
+    None where the system does not tell. `ru_maxrss` is not asked where there is another way: on
+    Linux a process inherits the peak of the one that started it.
+    """
+    device = torch.device(device)
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    status = Path("/proc/self/status")
+    if status.is_file():
+        for line in status.read_text(encoding="utf-8").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024 / 1e9
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, kilobytes elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
 
 
 def _processor() -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import importlib.util
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -142,6 +143,7 @@ def time_inference(
     batches: Sequence[int] = (1, 8),
     rounds: int = 3,
     device: str = "cpu",
+    compiles: bool = False,
 ) -> list[Measurement]:
     """Times the segments of images, one by one and in batches.
 
@@ -151,6 +153,7 @@ def time_inference(
         batches: Images per forward pass.
         rounds: Rounds that count.
         device: Device to measure.
+        compiles: Whether to time `torch.compile` in bfloat16, too; on a CPU it needs a compiler.
     """
     model = seeded_model(config, device).eval()
     narrow = copy.deepcopy(model).bfloat16()
@@ -166,17 +169,31 @@ def time_inference(
         }
         if torch.device(device).type == "cpu" and importlib.util.find_spec("onnxruntime"):
             work.update(_onnx_variants(model, images))
+        notes: dict[str, Any] = {}
+        if compiles and batch == batches[0]:
+            work["bf16, compiled"], seconds = _compiled(narrow, small)
+            notes["seconds_to_compile"] = seconds
         timings = measure(work, rounds, device)
+        notes["images_per_second"] = {n: batch / t.median for n, t in timings.items()}
         results.append(
             Measurement(
                 "inference",
                 f"{batch} image{'s' * (batch > 1)} of {size[0]}x{size[1]}",
                 timings,
                 count_flops(work["fp32"]),
-                {"images_per_second": {n: batch / t.median for n, t in timings.items()}},
+                notes,
             )
         )
     return results
+
+
+def _compiled(model: AMDModel, images: Tensor) -> tuple[Callable[[], Any], float]:
+    """The compiled model as a function of nothing, and the seconds until its first result."""
+    torch.compiler.reset()
+    compiled = without_gradient(torch.compile(model), images)
+    begin = time.perf_counter()
+    compiled()
+    return compiled, time.perf_counter() - begin
 
 
 def _onnx_variants(model: AMDModel, images: Tensor) -> dict[str, Callable[[], Any]]:

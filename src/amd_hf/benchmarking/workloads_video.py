@@ -1,9 +1,8 @@
-"""Work on whole videos and processes: adaptation, the data loader, start-up, peak memory."""
+"""Work on whole videos and processes: adaptation, start-up, peak memory."""
 
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -25,6 +24,7 @@ from amd_hf.benchmarking.workloads import Measurement, TrainingStep
 # The published crop leaves short sides of 384..399; the larger one is where both are timed.
 SHORT_SIDE_RANGE = (0.96, 1.0)
 PUBLISHED_SHORT_SIDE = 400
+SMALL_SHORT_SIDE = 267
 
 
 def time_adaptation(
@@ -33,6 +33,7 @@ def time_adaptation(
     num_frames: int = 12,
     frame_size: tuple[int, int] = (480, 854),
     short_side: int = PUBLISHED_SHORT_SIDE,
+    small_side: int = SMALL_SHORT_SIDE,
     rounds: int = 1,
     device: str = "cpu",
 ) -> Measurement:
@@ -47,6 +48,7 @@ def time_adaptation(
         num_frames: Frames of the video.
         frame_size: Height and width of the frames.
         short_side: Short side that crops are taken from; the crop is 0.96 of it.
+        small_side: Short side of a further variant with smaller crops.
         rounds: Rounds that count.
         device: Device to measure.
     """
@@ -54,14 +56,17 @@ def time_adaptation(
     crop = int(short_side * SHORT_SIDE_RANGE[0])
     with tempfile.TemporaryDirectory() as folder:
         files = write_frames(Path(folder), num_frames, frame_size)
-        adapt = partial(
-            adapt_to_video, model, folder, num_steps, short_side=short_side, crop_size=crop
-        )
+        adapt = partial(adapt_to_video, model, folder, num_steps)
+        full = {"short_side": short_side, "crop_size": crop}
+        small = {"short_side": small_side, "crop_size": int(small_side * SHORT_SIDE_RANGE[0])}
         timings = measure(
             {
                 "published": lambda: _adapt_as_published(model, files, num_steps, short_side),
-                "fp32": partial(adapt, autocast_dtype=None),
-                "bf16": partial(adapt, autocast_dtype=torch.bfloat16),
+                "fp32": partial(adapt, **full),
+                "bf16": partial(adapt, **full, autocast_dtype=torch.bfloat16),
+                f"bf16, crops of {small['crop_size']}": partial(
+                    adapt, **small, autocast_dtype=torch.bfloat16
+                ),
             },
             rounds,
             device,
@@ -96,56 +101,6 @@ def _adapt_as_published(
         step()
 
 
-def time_loader(num_workers: int = 2, num_batches: int = 12, batch: int = 8) -> Measurement:
-    """Times the stream of frame pairs from JPEG frames against decoding alone.
-
-    The limit decodes the same two frames of every pair in full with Pillow, in as many processes;
-    the stream may exceed it, since it decodes at a reduced scale where the crop allows.
-
-    Args:
-        num_workers: Worker processes.
-        num_batches: Batches that are timed.
-        batch: Pairs per batch.
-
-    Raises:
-        ImportError: If `datasets` is not installed.
-    """
-    from torch.utils.data import DataLoader
-
-    from amd_hf.data.decoding import PairCollator, PairTransform
-    from amd_hf.data.frame_pairs import frame_pairs
-
-    transform = PairTransform("published", 384)
-    with tempfile.TemporaryDirectory() as folder:
-        for video in range(2 * max(num_workers, 1)):
-            write_frames(Path(folder) / f"video{video}", 4, (480, 854), seed=video)
-        files = sorted(Path(folder).rglob("*.jpg"))
-        stream = frame_pairs(folder, transform=transform, repeat=True, reject_shot_cuts=False)
-        loader = DataLoader(
-            stream, batch, num_workers=num_workers, collate_fn=PairCollator(transform)
-        )
-        batches = iter(loader)
-        next(batches)
-        paced = measure({"loader": partial(next, batches)}, num_batches)["loader"]
-        alone = measure(
-            {"decode": lambda: [decode_frame(file) for file in files[:4]]}, max(num_batches // 2, 1)
-        )["decode"]
-        del batches, loader
-    processes = min(max(num_workers, 1), os.cpu_count() or 1)
-    pairs_per_second = batch / paced.median
-    limit = processes * len(files[:4]) / alone.median / 2
-    return Measurement(
-        "data loader",
-        f"{num_workers} workers, batches of {batch} pairs, crops of 384x384 from 480x854 JPEG",
-        {"loader": paced, "decode": alone},
-        notes={
-            "pairs_per_second": pairs_per_second,
-            "decode_limit_pairs_per_second": limit,
-            "share_of_limit": pairs_per_second / limit,
-        },
-    )
-
-
 _PROBES = {
     "import torch": "import torch",
     "import amd_hf": "import amd_hf",
@@ -164,7 +119,7 @@ def time_start(rounds: int = 3) -> Measurement:
     return Measurement("start-up", "a fresh process each", timings)
 
 
-def peak_memory(config: AMDConfig, crop: int = 384, batch: int = 2) -> dict[str, float]:
+def memory_of_training(config: AMDConfig, crop: int = 384, batch: int = 2) -> dict[str, float]:
     """Peak resident memory in GB of a process that takes two training steps on the CPU.
 
     Args:
@@ -176,14 +131,15 @@ def peak_memory(config: AMDConfig, crop: int = 384, batch: int = 2) -> dict[str,
         One figure per variant, and `import` for a process that only imports and builds the model.
     """
     code = (
-        "import json, resource, sys\n"
+        "import json\n"
         "from amd_hf import AMDConfig\n"
         "from amd_hf.benchmarking.inputs import example_pairs, seeded_model\n"
+        "from amd_hf.benchmarking.timing import peak_memory\n"
         "from amd_hf.benchmarking.workloads import TrainingStep\n"
         f"model = seeded_model(AMDConfig(**json.loads({json.dumps(config.to_json_string())})))\n"
-        "steps = {step}\n"
-        "[steps() for _ in range(2)]\n"
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)\n"
+        "step = {step}\n"
+        "[step() for _ in range(2)]\n"
+        "print(peak_memory())\n"
     )
     pairs = f"example_pairs({batch}, {crop})"
     variants = {
@@ -192,9 +148,8 @@ def peak_memory(config: AMDConfig, crop: int = 384, batch: int = 2) -> dict[str,
         "fp32": f"TrainingStep(model, {pairs})",
         "bf16": f"TrainingStep(model, {pairs}, autocast=True)",
     }
-    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, kilobytes elsewhere
     return {
-        name: int(_run(code.replace("{step}", step)).splitlines()[-1]) * unit / 1e9
+        name: float(_run(code.replace("{step}", step)).splitlines()[-1])
         for name, step in variants.items()
     }
 

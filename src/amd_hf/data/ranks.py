@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from types import TracebackType
 from typing import Any, TypeVar
 
 Item = TypeVar("Item")
+# All processes must have started within this time of each other.
+LONGEST_START = timedelta(minutes=30)
 # A process waits this long for the slowest one; a process that died is noticed at once.
 LONGEST_WAIT = timedelta(days=7)
 
@@ -20,7 +22,8 @@ class Ranks:
 
     Every process takes every n-th item, so that all agree on the shares without a word, and what a
     process left unfinished is found in the same place when the same command runs again. Nothing is
-    sent between processes but results at the end. A context manager: leaving it ends the group.
+    sent between processes but results at the end. A context manager: entering it waits until all
+    have started, leaving it ends the group.
 
     Args:
         rank: Index of this process.
@@ -36,7 +39,8 @@ class Ranks:
     count: int = 1
     local_rank: int = 0
     local_count: int = 1
-    _group: Any = None
+    _group: Any = field(default=None, init=False)
+    _has_connected: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
         if not 0 <= self.rank < self.count:
@@ -48,10 +52,14 @@ class Ranks:
     @classmethod
     def from_environment(cls) -> Ranks:
         """The place that a launcher gave this process; alone where there is none."""
-        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-        if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
+        if any(name not in os.environ for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR")):
             return cls()
-        return cls(*(int(os.environ.get(name, at)) for name, at in zip(names, "0101", strict=True)))
+        return cls(
+            rank=int(os.environ["RANK"]),
+            count=int(os.environ["WORLD_SIZE"]),
+            local_rank=int(os.environ.get("LOCAL_RANK", 0)),
+            local_count=int(os.environ.get("LOCAL_WORLD_SIZE", 1)),
+        )
 
     @property
     def is_main(self) -> bool:
@@ -132,13 +140,14 @@ class Ranks:
 
         if self._group is None:
             if not dist.is_initialized():
-                dist.init_process_group("gloo", timeout=LONGEST_WAIT)
-                self._group = dist.group.WORLD
-            else:  # of another backend, perhaps
-                self._group = dist.new_group(backend="gloo", timeout=LONGEST_WAIT)
+                dist.init_process_group("gloo", timeout=LONGEST_START)
+                self._has_connected = True
+            self._group = dist.new_group(backend="gloo", timeout=LONGEST_WAIT)
         return self._group
 
     def __enter__(self) -> Ranks:
+        if self.count > 1:  # now, while all begin: the first result may be hours away
+            self._connected()
         return self
 
     def __exit__(
@@ -150,5 +159,5 @@ class Ranks:
         if self._group is not None:
             import torch.distributed as dist
 
-            dist.destroy_process_group(self._group)
-            self._group = None
+            dist.destroy_process_group(None if self._has_connected else self._group)
+            self._group, self._has_connected = None, False
