@@ -121,7 +121,10 @@ class TrainingWorkload(Workload):
         names += ["samples_rank_0.txt", "config.json", "preprocessor_config.json"]
         found = different_files(whole, killed, names)
         for name in ("training_state.pt", "rank_0.pt"):
-            states = [torch.load(root / last / name, weights_only=True) for root in (whole, killed)]
+            states = [
+                without_times(torch.load(root / last / name, weights_only=True))
+                for root in (whole, killed)
+            ]
             if name == "rank_0.pt":  # the position counts what was fetched ahead, too
                 states = [{"random": state["random"]} for state in states]
             if not same(*states):

@@ -50,6 +50,7 @@ RUN_FILE = "run.json"
 STATE_FILE = "training_state.pt"
 WEIGHTS_FILE = "model.safetensors"
 EMA_FOLDER = "ema"
+TIMES = ("samples_per_second", "data_wait_share")
 # Keys hold the names of files, which may be no text in the encoding of this machine.
 TEXT: dict[str, Any] = {"encoding": "utf-8", "errors": "surrogateescape"}
 
@@ -229,7 +230,10 @@ class RunState:
             "optimizer": run.optimizer.state_dict(),
             "schedule": run.schedule.state_dict(),
             "collapse": run.collapse.state_dict(),
-            "last_metrics": run._last_metrics,
+            # Times would make the states of two equal runs differ.
+            "last_metrics": {
+                name: value for name, value in run._last_metrics.items() if name not in TIMES
+            },
         }
         if run.accelerator.scaler is not None:
             state["scaler"] = run.accelerator.scaler.state_dict()
