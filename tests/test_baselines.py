@@ -7,21 +7,39 @@ import pytest
 from skimage.filters import threshold_otsu
 
 from amd_hf.data.benchmarks import open_benchmark
-from amd_hf.evaluation.baselines import BASELINE_NAMES, make_baseline
+from amd_hf.evaluation.baselines import BASELINE_NAMES, IMAGE_BASELINES, make_baseline
+from amd_hf.evaluation.hierarchical_saliency import (
+    CUE_WEIGHTS,
+    TREE_WEIGHT,
+    encompassed_sides,
+    infer_tree,
+    initial_regions,
+    merge_small_regions,
+)
 from amd_hf.evaluation.motion_baseline import (
     dominant_motion,
     motion_saliency,
     otsu_threshold,
 )
+from amd_hf.evaluation.reconstruction_saliency import (
+    centered_on_object,
+    cluster,
+    dense_errors,
+    posterior,
+    propagated,
+    sparse_errors,
+)
 from amd_hf.evaluation.superpixels import (
     background_weights,
     geodesic_distances,
-    markov_chain_saliency,
-    robust_background_saliency,
+    indecision,
+    region_means,
     superpixel_graph,
 )
 from amd_hf.metrics import region_similarity
 from tests.evaluation_data import write_davis, write_images
+
+SALIENCY_METHODS = list(IMAGE_BASELINES.values())
 
 
 def colored_disk(height=90, width=120, seed=0):
@@ -67,7 +85,7 @@ class TestSuperpixels:
         assert weights[mask].mean() < 0.2
         assert weights[~mask].mean() > 0.8
 
-    @pytest.mark.parametrize("method", [robust_background_saliency, markov_chain_saliency])
+    @pytest.mark.parametrize("method", SALIENCY_METHODS)
     def test_the_disk_stands_out(self, method):
         image, mask = colored_disk()
         soft = method(image)
@@ -75,10 +93,135 @@ class TestSuperpixels:
         assert (soft.min(), soft.max()) == (0, 1)
         assert region_similarity(soft > 0.5, mask) > 0.85
 
-    @pytest.mark.parametrize("method", [robust_background_saliency, markov_chain_saliency])
+    @pytest.mark.parametrize("method", SALIENCY_METHODS)
     def test_a_flat_image_does_not_break(self, method):
         soft = method(np.full((40, 50, 3), 120, np.uint8))
         assert np.isfinite(soft).all()
+
+
+class TestMarkovChain:
+    def test_indecision_by_hand(self):
+        assert indecision(np.array([0.0, 1.0, 0.05, 0.99])) == 1.0
+        assert indecision(np.array([0.45, 0.55])) == 5.0
+        assert indecision(np.array([0.0, 0.25])) == (1 + 3) / 2
+
+
+class TestReconstruction:
+    def test_what_the_border_spans_has_no_error(self):
+        rng = np.random.default_rng(0)
+        axes = rng.normal(size=(2, 8))
+        templates = 0.5 + rng.normal(size=(30, 2)) @ axes
+        inside = 0.5 + rng.normal(size=(5, 2)) @ axes
+        outside = inside + np.linalg.svd(axes)[2][-1] * 0.7  # orthogonal to both axes
+        errors = dense_errors(np.concatenate([inside, outside]), templates)
+        np.testing.assert_allclose(errors[:5], 0, atol=1e-9)
+        np.testing.assert_allclose(errors[5:], 0.7**2, rtol=1e-9)
+
+    def test_equal_templates_leave_the_distance(self):
+        errors = dense_errors(np.array([[1.0, 2.0], [4.0, 6.0]]), np.full((3, 2), (1.0, 2.0)))
+        np.testing.assert_allclose(errors, [0, 25], atol=1e-12)
+
+    def test_sparse_codes_solve_the_lasso(self):
+        rng = np.random.default_rng(1)
+        templates = rng.uniform(0, 1, (12, 8))
+        features = np.concatenate([templates[:2], [np.eye(8)[7] * 3]])
+        templates[:, 7] = 0.0
+        features[:2, 7] = 0.0
+        errors = sparse_errors(features, templates)
+        assert (errors[:2] < 1e-3).all()  # a template needs one coefficient
+        assert errors[2] == pytest.approx(9)  # nothing at the border looks like this
+        # One template: soft thresholding by hand.
+        one = np.array([[2.0, 0.0]])
+        code = (2 * 2.0 * 3.0 - 0.01) / (2 * 4.0)
+        expected = (3 - 2 * code) ** 2 + 1
+        assert sparse_errors(np.array([[3.0, 1.0]]), one)[0] == pytest.approx(expected, rel=1e-6)
+
+    def test_clusters_follow_the_groups(self):
+        rng = np.random.default_rng(2)
+        groups = np.repeat(np.arange(3), 10)
+        features = np.eye(3)[groups] * 5 + rng.normal(0, 0.1, (30, 3))
+        found = cluster(features, 3)
+        assert all(len(set(found[groups == group])) == 1 for group in range(3))
+        assert len(set(found)) == 3
+        np.testing.assert_array_equal(found, cluster(features, 3))
+
+    def test_errors_spread_within_a_cluster_only(self):
+        features = np.zeros((4, 2))
+        features[2:] = 9
+        errors = np.array([1.0, 0.0, 0.3, 0.3])
+        mixed = propagated(errors, features, np.array([0, 0, 1, 1]))
+        np.testing.assert_allclose(mixed, [1.0, 0.5, 0.3, 0.3])
+
+    def test_the_gaussian_sits_on_the_object(self):
+        spread = centered_on_object(np.ones((20, 30)))
+        assert np.unravel_index(spread.argmax(), spread.shape) in {(9, 14), (9, 15), (10, 14)}
+        corner = np.full((20, 20), 0.2)
+        corner[:6, :6] = 1
+        biased = centered_on_object(corner)
+        top, left = np.unravel_index(biased.argmax(), biased.shape)
+        assert max(top, left) < 6  # on the object, on the side of the rest
+        assert biased[5, 5] > biased[0, 0] > biased[19, 19]
+
+    def test_agreeing_maps_become_certain(self):
+        prior = np.full((20, 20), 0.3)
+        prior[5:15, 5:15] = 0.7
+        sure = posterior(prior, prior)
+        assert (sure[5:15, 5:15] > 0.99).all()
+        assert (sure[:5] < 0.01).all()
+        # A map that says nothing leaves the prior.
+        np.testing.assert_allclose(posterior(prior, np.zeros((20, 20))), prior, atol=1e-3)
+
+
+class TestHierarchy:
+    def test_largest_squares_by_hand(self):
+        labels = np.zeros((6, 9), int)
+        labels[:, 4:] = 1
+        labels[2, 6] = 2
+        labels[5, :] = 3
+        assert encompassed_sides(labels).tolist() == [4, 2, 1, 1]
+
+    def test_small_regions_join_the_nearest_color(self):
+        labels = np.zeros((12, 20), int)
+        labels[:, 10:] = 1
+        labels[5:7, 9:11] = 2  # too small, on the seam
+        colors = np.zeros((12, 20, 3))
+        colors[:, 10:] = 9.0
+        colors[5:7, 9:11] = 8.0  # nearer to the right side
+        merged = merge_small_regions(labels, colors, 4)
+        assert len(np.unique(merged)) == 2
+        assert merged[5, 9] == merged[0, 15] != merged[0, 0]
+
+    def test_layers_are_nested_and_coarse_enough(self):
+        image, _ = colored_disk()
+        fine = merge_small_regions(initial_regions(image), image.astype(float), 3)
+        coarse = merge_small_regions(fine, image.astype(float), 9)
+        assert encompassed_sides(fine).min() >= 3
+        assert encompassed_sides(coarse).min() >= 9
+        around = region_means(fine, coarse[..., None])[:, 0]
+        np.testing.assert_allclose(around[fine], coarse)  # each fine region lies in one coarse one
+        assert coarse.max() < fine.max()
+
+    def test_tree_inference_minimizes_the_energy(self):
+        rng = np.random.default_rng(3)
+        cues = [rng.uniform(size=6), rng.uniform(size=3), rng.uniform(size=2)]
+        parents = [np.array([0, 0, 1, 1, 2, 2]), np.array([0, 1, 1])]
+
+        def energy(values):
+            layers = np.split(values, [6, 9])
+            own = sum(
+                weight * np.square(layer - cue).sum()
+                for weight, layer, cue in zip(CUE_WEIGHTS, layers, cues, strict=True)
+            )
+            pairs = [(layers[0], layers[1][parents[0]]), (layers[1], layers[2][parents[1]])]
+            return own + TREE_WEIGHT * sum(np.square(a - b).sum() for a, b in pairs)
+
+        found = np.concatenate(infer_tree(cues, parents))
+        for _ in range(20):
+            assert energy(found) < energy(found + rng.normal(0, 0.01, 11))
+        # The slope is zero in every direction.
+        for direction in np.eye(11):
+            slope = (energy(found + 1e-5 * direction) - energy(found - 1e-5 * direction)) / 2e-5
+            assert slope == pytest.approx(0, abs=1e-6)
 
 
 class TestMotion:
@@ -136,7 +279,9 @@ class TestUnderTheEvaluator:
         assert prediction.soft_masks.max() <= 1
 
     def test_bad_names(self):
-        with pytest.raises(ValueError, match="Unknown baseline 'crf'; choose from rbd, mc, motion"):
+        with pytest.raises(
+            ValueError, match="Unknown baseline 'crf'; choose from rbd, hs, mc, dsr, motion"
+        ):
             make_baseline("crf", "video")
         with pytest.raises(ValueError, match="'motion' needs a video benchmark"):
             make_baseline("motion", "image")

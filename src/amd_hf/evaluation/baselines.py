@@ -1,4 +1,8 @@
-"""Classical baselines under the same command as the model."""
+"""Classical baselines under the same command as the model.
+
+Of the first table of the AMD paper: RBD, HS, MC and DSR, each from its paper. DRFI is a regression
+forest trained on labeled images, so it has no place beside methods without labels.
+"""
 
 from collections.abc import Callable, Iterator, Sequence
 
@@ -13,14 +17,18 @@ from amd_hf.data.annotations import (
     read_frame,
     read_reference,
 )
+from amd_hf.evaluation.hierarchical_saliency import hierarchical_saliency
 from amd_hf.evaluation.motion_baseline import motion_saliency
 from amd_hf.evaluation.predictors import Prediction
+from amd_hf.evaluation.reconstruction_saliency import reconstruction_saliency
 from amd_hf.evaluation.superpixels import markov_chain_saliency, robust_background_saliency
 
 WORKING_LONG_SIDE = 400
 IMAGE_BASELINES: dict[str, Callable[[NDArray[np.uint8]], NDArray[np.float32]]] = {
     "rbd": robust_background_saliency,
+    "hs": hierarchical_saliency,
     "mc": markov_chain_saliency,
+    "dsr": reconstruction_saliency,
 }
 BASELINE_NAMES = (*IMAGE_BASELINES, "motion")
 
@@ -43,7 +51,10 @@ def make_baseline(name: str, kind: BenchmarkKind) -> "ImageBaseline | MotionBase
     if name != "motion":
         raise ValueError(f"Unknown baseline {name!r}; choose from {', '.join(BASELINE_NAMES)}.")
     if kind != "video":
-        raise ValueError("The baseline 'motion' needs a video benchmark; use 'rbd' or 'mc' here.")
+        raise ValueError(
+            "The baseline 'motion' needs a video benchmark; use one of "
+            f"{', '.join(IMAGE_BASELINES)} here."
+        )
     return MotionBaseline()
 
 

@@ -1,9 +1,11 @@
 """Classical saliency over a graph of superpixels: robust background detection and Markov chains.
 
-Both are written from their papers. Superpixels come from scikit-image (SLIC).
+Both are written from their papers. Superpixels come from scikit-image (SLIC). Dense and sparse
+reconstruction and hierarchical saliency have modules of their own.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +21,7 @@ SMOOTHNESS_FLOOR = 0.1
 # Weight of the background term against the foreground term; chosen on the development images.
 BACKGROUND_WEIGHT = 5.0
 CHAIN_SIGMA_SQUARED = 0.1  # colors scaled to [0, 1]
+MAX_INDECISION = 2.0
 
 
 @dataclass(frozen=True)
@@ -76,11 +79,6 @@ def superpixel_graph(
     labels = np.unique(found, return_inverse=True)[1].reshape(found.shape).astype(np.int64)
     height, width = labels.shape
     count = int(labels.max()) + 1
-    sizes = np.bincount(labels.ravel(), minlength=count)
-
-    def mean(values: FloatArray) -> FloatArray:
-        return np.bincount(labels.ravel(), values.ravel(), minlength=count) / sizes
-
     y, x = np.mgrid[0:height, 0:width]
     is_neighbor = np.zeros((count, count), dtype=bool)
     for first, second in ((labels[:, :-1], labels[:, 1:]), (labels[:-1], labels[1:])):
@@ -92,11 +90,27 @@ def superpixel_graph(
     on_boundary[border] = True
     return SuperpixelGraph(
         labels=labels,
-        colors=np.stack([mean(lab[..., channel]) for channel in range(3)], axis=1),
-        centers=np.stack([mean((y + 0.5) / height), mean((x + 0.5) / width)], axis=1),
+        colors=region_means(labels, lab),
+        centers=region_means(labels, np.stack([(y + 0.5) / height, (x + 0.5) / width], axis=-1)),
         is_neighbor=is_neighbor,
         on_boundary=on_boundary,
     )
+
+
+def region_means(labels: NDArray[np.int64], values: NDArray[Any]) -> FloatArray:
+    """Means of pixel values over regions.
+
+    Args:
+        labels: Region of every pixel, shape (H, W), from 0 to N - 1, none of them empty.
+        values: Values of shape (H, W, C).
+
+    Returns:
+        Array of shape (N, C).
+    """
+    flat = labels.ravel()
+    sizes = np.bincount(flat)
+    channels = np.moveaxis(values, -1, 0).reshape(values.shape[-1], -1)
+    return np.stack([np.bincount(flat, channel) / sizes for channel in channels], axis=1)
 
 
 def geodesic_distances(weights: FloatArray, is_edge: BoolArray) -> FloatArray:
@@ -116,7 +130,7 @@ def geodesic_distances(weights: FloatArray, is_edge: BoolArray) -> FloatArray:
     return distances
 
 
-def _unit_range(values: NDArray[np.floating]) -> FloatArray:
+def unit_range(values: NDArray[np.floating]) -> FloatArray:
     """Values scaled to span [0, 1]; zeros where they are all equal."""
     low, high = float(values.min()), float(values.max())
     if high <= low:
@@ -159,18 +173,19 @@ def robust_background_saliency(image: NDArray[np.uint8]) -> NDArray[np.float32]:
     background = background_weights(graph)
     spatial = np.linalg.norm(graph.centers[:, None] - graph.centers[None], axis=-1)
     near = np.exp(-(spatial**2) / (2 * SPATIAL_SIGMA**2))
-    foreground = _unit_range((colors * near * background[None]).sum(axis=1))
+    foreground = unit_range((colors * near * background[None]).sum(axis=1))
     smoothness = np.exp(-(colors**2) / (2 * COLOR_SIGMA**2)) + SMOOTHNESS_FLOOR
     smoothness = np.where(graph.is_neighbor, smoothness, 0.0)
     laplacian = np.diag(smoothness.sum(axis=1)) - smoothness
     system = np.diag(BACKGROUND_WEIGHT * background + foreground) + laplacian
-    return graph.paint(_unit_range(np.linalg.solve(system, foreground)))
+    return graph.paint(unit_range(np.linalg.solve(system, foreground)))
 
 
 def markov_chain_saliency(image: NDArray[np.uint8]) -> NDArray[np.float32]:
     """Saliency as the time until a random walk is absorbed at the border (MC).
 
-    Without the paper's last reweighting by the equilibrium distribution.
+    Where the map is undecided (many values in the middle), steps count less in large smooth
+    regions: each node weighs as the reciprocal of its share in the equilibrium of the walk.
 
     Args:
         image: RGB image of shape (H, W, 3), uint8.
@@ -181,7 +196,7 @@ def markov_chain_saliency(image: NDArray[np.uint8]) -> NDArray[np.float32]:
     Raises:
         ImportError: If scikit-image is not installed.
 
-    Source: Jiang et al., Saliency detection via absorbing Markov chain, ICCV 2013, Eqs. 2-7.
+    Source: Jiang et al., Saliency detection via absorbing Markov chain, ICCV 2013, Eqs. 2-8.
     """
     graph = superpixel_graph(image)
     scaled = graph.colors / max(float(np.ptp(graph.colors)), 1e-6)
@@ -199,5 +214,25 @@ def markov_chain_saliency(image: NDArray[np.uint8]) -> NDArray[np.float32]:
     to_absorbing = to_absorbing[:, graph.on_boundary]
     total = transient.sum(axis=1) + to_absorbing.sum(axis=1)
     transition = transient / total[:, None]
-    steps = np.linalg.solve(np.eye(len(transition)) - transition, np.ones(len(transition)))
-    return graph.paint(_unit_range(steps))
+    system = np.eye(len(transition)) - transition
+    saliency = unit_range(np.linalg.solve(system, np.ones(len(transition))))
+    if indecision(saliency) >= MAX_INDECISION:
+        equilibrium = transient.sum(axis=1) / transient.sum()
+        weights = 1 / equilibrium
+        saliency = unit_range(np.linalg.solve(system, weights / weights.sum()))
+    return graph.paint(saliency)
+
+
+def indecision(saliency: FloatArray) -> float:
+    """How much of a saliency map lies in the middle of its range: 1 (ends only) to 5.
+
+    Args:
+        saliency: Values in [0, 1].
+
+    Returns:
+        Mean over the values of min(b, 11 - b) for their bin b = 1..10.
+
+    Source: Jiang et al., ICCV 2013, Sec. 4.3.
+    """
+    bins = np.minimum((saliency * 10).astype(int), 9) + 1
+    return float(np.minimum(bins, 11 - bins).mean())

@@ -43,7 +43,6 @@ VIDEO_MASK = "video_mask"
 VIDEO_MASK_SETTINGS: dict[str, Any] = {
     "learning_rate": 1e-3,
     "parameters": "appearance",
-    "batch_norm": "eval",
 }
 
 
@@ -98,11 +97,12 @@ class VideoMaskObjective:
             pixel_values: Normalized pairs (B, 2, 3, H, W).
             targets: Masks in [0, 1], shape (B, 2, H, W).
         """
+        config: Any = getattr(model, "module", model).config
         outputs = model(pixel_values=pixel_values.flatten(0, 1))
         target = targets.flatten(0, 1)
         usable = torch.ones(len(target), dtype=torch.bool, device=target.device)
-        segment = getattr(model, "module", model).config.object_segment
-        return moving_object_loss(outputs.segment_logits, MovingObject(target, usable), segment)
+        found = MovingObject(target, usable)
+        return moving_object_loss(outputs.segment_logits, found, config.object_segment)
 
 
 def adaptation_preset(name: str) -> dict[str, Any]:
