@@ -5,6 +5,8 @@
 from __future__ import annotations
 
 import json
+import math
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,9 @@ import pytest
 import torch
 
 from amd_hf import AMDConfig, AMDImageProcessor, AMDModel
+from amd_hf.hub import publish_folder
 from amd_hf.training.arguments import PretrainingArguments, parse_arguments
+from amd_hf.training.data_stream import with_known_steps
 from amd_hf.training.interrupts import StopRequest, stop_requests
 from amd_hf.training.objectives import Stage, parse_stages, register_objective, stage_at
 from amd_hf.training.pretraining import PretrainingRun, pretrain
@@ -25,6 +29,7 @@ from .pretraining_runs import (  # noqa: F401 (fixtures)
     clips,
     fresh_accelerator,
     make,
+    samples,
     weights,
 )
 
@@ -113,7 +118,7 @@ def test_damaged_clips_are_skipped_and_counted(make: Make, tmp_path: Path, clips
         ({"ema_decay": 1.0}, r"`ema_decay` must be in \[0, 1\), got 1.0"),
         ({"max_train_steps": 0}, "`max_train_steps` must be at least 1, got 0"),
         ({"weight_decay": -1.0}, "`weight_decay` must be at least 0, got -1.0"),
-        ({"max_train_minutes": 0.0}, "`max_train_minutes` must be positive, got 0.0"),
+        ({"max_train_minutes": 0.0}, "`max_train_minutes` must be positive and finite, got 0.0"),
         ({"num_warmup_steps": 6}, "`num_warmup_steps` must be smaller than `max_train_steps`"),
         ({"min_learning_rate": 1.0}, "`min_learning_rate` must be smaller than `learning_rate`"),
         ({"restart_data_stream": True}, "`restart_data_stream` needs `resume_from_checkpoint`"),
@@ -217,6 +222,65 @@ def test_starting_weights_and_config_folder(make: Make, tmp_path: Path) -> None:
         assert torch.equal(value, weights(first.output_dir)[name])
     run.stream.close()
     assert build_config(make("third", config_name=first.output_dir)).head_channels == 8
+
+
+def test_epochs_are_passes_over_the_clips(make: Make, tmp_path: Path) -> None:
+    """Ten clips of one pair, two per step: every clip is seen once before one is seen again."""
+    args = make(num_train_epochs=1.5, max_train_steps=100_000)
+    results = pretrain(args)
+    assert (results["step"], results["options"]["max_train_steps"]) == (8, 8)
+    seen = [line.split("\t")[1] for line in samples(args)]
+    keys = [key.split("/")[0] for line in seen for key in line.split()]
+    assert len(set(keys[:10])) == 10
+    assert len(keys) == 16
+    finished = pretrain(make(num_train_epochs=1.5, resume_from_checkpoint="latest"))
+    assert finished["step"] == 8
+
+
+@pytest.mark.parametrize(
+    ("options", "num_processes", "num_steps"),
+    [
+        ({"num_train_epochs": 1}, 1, 5),
+        ({"num_train_epochs": 3, "gradient_accumulation_steps": 2}, 1, 8),
+        ({"num_train_epochs": 3, "pairs_per_clip": 4}, 2, 30),
+        ({"num_train_epochs": 1, "dataset_weights": "video=0,video3=2.5"}, 1, 2),
+        ({"num_train_epochs": 0.1}, 4, 1),
+        ({}, 1, 6),
+    ],
+)
+def test_steps_of_epochs(
+    make: Make, options: dict[str, Any], num_processes: int, num_steps: int
+) -> None:
+    assert with_known_steps(make(**options), num_processes).max_train_steps == num_steps
+
+
+@pytest.mark.filterwarnings("ignore:Use 'content=<...>' to upload raw bytes")
+def test_epochs_need_a_length_and_exclude_steps(
+    make: Make,
+    clips: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with LoopbackHub() as hub:
+        connect(hub, monkeypatch, tmp_path / "cache")
+        (tmp_path / "shards").mkdir()
+        with tarfile.open(tmp_path / "shards" / "train-0.tar", "w") as shard:
+            for number, frame in enumerate(sorted((clips / "train/JPEGImages/video0").iterdir())):
+                shard.add(frame, arcname=f"clip0.f{number}.jpg")
+        publish_folder(tmp_path / "shards", "org/clips", repo_type="dataset")
+        with pytest.raises(ValueError, match="needs a data set of known length; 'org/clips'"):
+            pretrain(make(dataset="org/clips", num_train_epochs=1))
+    with pytest.raises(ValueError, match="`num_warmup_steps` must be smaller"):
+        pretrain(make(num_train_epochs=1, num_warmup_steps=5))
+    for value in (0, -1, math.nan, math.inf):
+        with pytest.raises(ValueError, match="`num_train_epochs` must be"):
+            make(num_train_epochs=value)
+    flags = ["--dataset", "x", "--output_dir", "y", "--num_train_epochs", "2"]
+    assert parse_arguments(flags).num_train_epochs == 2
+    with pytest.raises(SystemExit):
+        parse_arguments([*flags, "--max_train_steps", "9"])
+    assert "exclude each other" in capsys.readouterr().err
 
 
 def short_side(folder: str) -> int:

@@ -6,8 +6,11 @@ The order of the pairs, their crops and their colors follow from seeds alone (se
 
 from __future__ import annotations
 
+import logging
+import math
 import warnings
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +19,13 @@ from torch.utils.data import DataLoader
 
 from amd_hf.configuration_amd import AMDConfig
 from amd_hf.data.decoding import PairCollator, PairTransform
-from amd_hf.data.frame_pairs import frame_pairs, skip_counter
+from amd_hf.data.frame_pairs import frame_pairs, open_source, skip_counter
 from amd_hf.data.object_masks import ObjectMasks
+from amd_hf.data.sampling import PairSampler
+from amd_hf.data.sources import ClipSource
 from amd_hf.training.arguments import PretrainingArguments
+
+logger = logging.getLogger(__name__)
 
 # The objective that needs masks beside the frames.
 MASK_STAGE = "pseudo_mask"
@@ -41,6 +48,39 @@ def build_transform(
         image_mean=config.image_mean,
         image_std=config.image_std,
     )
+
+
+def with_known_steps(args: PretrainingArguments, num_processes: int) -> PretrainingArguments:
+    """The options with the number of steps that `num_train_epochs` asks for, rounded up.
+
+    Pairs that are left out while reading (damaged, still, across a cut) count as seen.
+
+    Args:
+        args: The options of the run; without `num_train_epochs` they come back as they are.
+        num_processes: Number of processes, which share the pairs.
+
+    Raises:
+        ValueError: If the source is streamed, so that its length is unknown, empty or missing, or
+            the steps do not fit another option.
+    """
+    if args.num_train_epochs is None:
+        return args
+    source = open_source(source_of(args.dataset))
+    if not isinstance(source, ClipSource):
+        raise ValueError(
+            f"`num_train_epochs` needs a data set of known length; {args.dataset!r} is streamed "
+            "from the Hub: pass --max_train_steps instead."
+        )
+    sampler = PairSampler(pairs_per_clip=args.pairs_per_clip, weights=args.source_weights())
+    expected = sampler.expected_visits(source)
+    num_pairs = len(source) * args.pairs_per_clip if expected is None else float(expected.sum())
+    pairs_per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps
+    # A rounding error must not add a step.
+    num_steps = math.ceil(
+        args.num_train_epochs * num_pairs / (pairs_per_step * num_processes) - 1e-9
+    )
+    logger.info("%g epochs of %g pairs are %d steps.", args.num_train_epochs, num_pairs, num_steps)
+    return replace(args, max_train_steps=max(num_steps, 1))
 
 
 def build_dataset(

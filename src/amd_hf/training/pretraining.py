@@ -21,7 +21,7 @@ from torch import Tensor, nn
 import amd_hf.training.moving_objects
 import amd_hf.training.pseudo_masks  # noqa: F401  (both register their objectives)
 from amd_hf.training.arguments import PretrainingArguments
-from amd_hf.training.data_stream import EndlessBatches, fixed_batches
+from amd_hf.training.data_stream import EndlessBatches, fixed_batches, with_known_steps
 from amd_hf.training.ema import ExponentialMovingAverage
 from amd_hf.training.finishing import finish_run
 from amd_hf.training.interrupts import (
@@ -85,11 +85,11 @@ class PretrainingRun:
     """
 
     def __init__(self, args: PretrainingArguments, stop_request: StopRequest) -> None:
-        self.args = args
         self.stop_request = stop_request
         self.stages = parse_stages(args.stages, args.motion_warmup_steps)
         has_unused = any(stage.name != "segment_flow" for stage in self.stages)
         self.accelerator = build_accelerator(args, has_unused)
+        self.args = args = with_known_steps(args, self.accelerator.num_processes)
         self.checkpoint = prepare_output_dir(args, self.accelerator)
         self.model = self._prepare_model()
         self.stream = self.new_stream()
