@@ -27,6 +27,8 @@ from amd_hf.data.frame_pairs import open_source
 from amd_hf.data.packing import pack_clips
 from amd_hf.data.packing_clips import PackingSettings
 from amd_hf.training.checkpointing import CheckpointError, list_checkpoints, verify_checkpoint
+from amd_hf.training.finetuning import finetune
+from amd_hf.training.finetuning_arguments import FinetuningArguments
 from amd_hf.training.interrupts import DataStreamError
 from amd_hf.training.pretraining import PretrainingRun, pretrain
 
@@ -42,6 +44,7 @@ from .pretraining_runs import (  # noqa: F401 (fixtures)
     make,
     samples,
 )
+from .semantic_trees import write_pairs
 from .video_trees import write_videos
 
 RUNNER = Path(__file__).parent / "faults" / "runner.py"
@@ -143,6 +146,29 @@ def test_the_check_sees_half_written_shards(tmp_path: Path) -> None:
     (killed / "packing.json").unlink()
     (killed / "index.json").unlink()
     assert "the unfinished folder opens as a data set" in workload.half_written(whole, killed)
+
+
+def test_a_finetuning_run_killed_in_its_last_moments(tmp_path: Path) -> None:
+    """The scores after the last checkpoint are logged once, however often the end is repeated."""
+    write_pairs(tmp_path / "data", {"train": 2, "val": 1})
+    options: dict[str, Any] = {
+        "dataset_name": str(tmp_path / "data"),
+        "output_dir": str(tmp_path / "run"),
+        "config_name": "tiny",
+        "crop_size": "64",
+        "short_side": 64,
+        "max_train_steps": 1,
+        "per_device_train_batch_size": 2,
+        "num_pictures": 0,
+        "dataloader_num_workers": 0,
+    }
+    log = tmp_path / "run" / "log.jsonl"
+    first = finetune(FinetuningArguments(**options))
+    lines = log.read_text()
+    assert lines.count("validation") == 1
+    again = finetune(FinetuningArguments(**options, resume_from_checkpoint="latest"))
+    assert log.read_text() == lines
+    assert again["scores"]["mean_iou"] == first["scores"]["mean_iou"]
 
 
 @pytest.mark.slow

@@ -193,6 +193,8 @@ class FinetuningRun(EngineRun):
     def finish(self, results: dict[str, Any]) -> dict[str, Any]:
         """Scores and writes the last weights, names the best, and pushes the best to the Hub."""
         if self._scored_step != self.progress.step:
+            # A run that was killed in its last moments may have logged the same scores.
+            self.log.forget(self.progress.step, "validation")
             self._validate()
         results = {
             **results,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +38,18 @@ class RunLog:
 
     def rewind(self, step: int) -> None:
         """Drops the lines after `step`: a resumed run writes them again."""
+        self._keep(lambda line: _step_of(line) <= step)
+
+    def forget(self, step: int, split: str) -> None:
+        """Drops the lines of one split after `step`, which are about to be written again."""
+        self._keep(lambda line: _step_of(line) != step or json.loads(line).get("split") != split)
+
+    def _keep(self, is_kept: Callable[[str], bool]) -> None:
         if not self.is_active or not self.path.is_file():
             return
-        kept = [line for line in self.path.read_text().splitlines() if _step_of(line) <= step]
+        kept = [
+            line for line in self.path.read_text(encoding="utf-8").splitlines() if is_kept(line)
+        ]
         write_atomically(self.path, "".join(f"{line}\n" for line in kept))
 
     def metrics(self, step: int, values: Mapping[str, float], split: str = "train") -> None:
@@ -58,7 +67,7 @@ class RunLog:
 
     def _append(self, line: str) -> None:
         try:
-            with self.path.open("a") as stream:
+            with self.path.open("a", encoding="utf-8") as stream:
                 stream.write(line + "\n")
         except OSError as error:  # a full disk ends no run: its next checkpoint tries again
             logger.error("%s cannot be written: %s.", self.path, error)
