@@ -84,14 +84,15 @@ def _add_protocol(group: Any) -> None:
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="further setting of the adaptation, such as learning_rate=3e-4; may be repeated",
+        help="further setting of the adaptation, such as learning_rate=3e-4, or the objective with "
+        "its own settings: objective=video_mask; may be repeated",
     )
     group.add_argument("--adapt-chunk", type=int, metavar="N", help="frames per adapted copy")
     group.add_argument("--threshold", type=float, default=0.5, help="of the soft mask")
     group.add_argument("--object-segment", type=int, metavar="K", help="default: the model's")
     group.add_argument("--controls", action="store_true", help="center ellipse, random init")
     group.add_argument(
-        "--baseline", action="append", default=[], metavar="NAME", help="rbd, mc or motion"
+        "--baseline", action="append", default=[], metavar="NAME", help="rbd, hs, mc, dsr or motion"
     )
     group.add_argument(
         "--refine",

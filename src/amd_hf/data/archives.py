@@ -45,7 +45,13 @@ def check_member_name(archive: Path, name: str) -> None:
     names would reach keys and file names.
     """
     path = PurePosixPath(name.replace("\\", "/"))
-    if path.is_absolute() or ".." in path.parts or path.parts[:1] == ("~",) or "\0" in name:
+    if (
+        not name
+        or path.is_absolute()
+        or ".." in path.parts
+        or path.parts[:1] == ("~",)
+        or "\0" in name
+    ):
         raise ValueError(
             f"`source` {str(archive)!r} holds the unsafe path {name!r}; archives must hold relative"
             " paths without `..` only."
@@ -145,9 +151,9 @@ def zip_members(path: Path) -> Iterator[Member]:
         ) from error
     with archive:
         for info in archive.infolist():
+            check_member_name(path, info.filename)
             if info.is_dir():
                 continue
-            check_member_name(path, info.filename)
             if stat.S_ISLNK(info.external_attr >> 16):
                 raise ValueError(
                     f"`source` {str(path)!r} holds the link {info.filename!r}; only regular files"

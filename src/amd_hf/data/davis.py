@@ -7,13 +7,8 @@ read as the union of their objects.
 
 from pathlib import Path
 
-from amd_hf.data.annotations import (
-    AnnotatedFrame,
-    AnnotatedSequence,
-    Benchmark,
-    check_masks_have_frames,
-    image_files,
-)
+from amd_hf.data.annotations import Benchmark
+from amd_hf.data.mask_folders import open_mask_folders
 
 VALIDATION_FRAMES = {
     "blackswan": 50,
@@ -57,36 +52,6 @@ def open_davis2016(root: Path) -> Benchmark:
         raise ValueError(
             f"{root} is not a DAVIS folder: expected JPEGImages/480p and Annotations/480p in it."
         )
-    sequences, missing = [], []
-    for name, num_frames in sorted(VALIDATION_FRAMES.items()):
-        sequence = read_sequence(name, frames_root / name, masks_root / name)
-        if sequence.frames:
-            sequences.append(sequence)
-        if len(sequence.annotated) < num_frames:
-            missing.append(f"{name} ({len(sequence.annotated)} of {num_frames} masks)")
-    return Benchmark(
-        name="davis2016",
-        title="DAVIS-2016 val",
-        kind="video",
-        sequences=tuple(sequences),
-        num_expected=sum(VALIDATION_FRAMES.values()),
-        num_expected_sequences=len(VALIDATION_FRAMES),
-        missing=tuple(missing),
-    )
-
-
-def read_sequence(name: str, frames_folder: Path, masks_folder: Path) -> AnnotatedSequence:
-    """The frames of one folder with the masks of the same names in another.
-
-    Raises:
-        ValueError: If a mask has no frame.
-    """
-    frames, masks = image_files(frames_folder), image_files(masks_folder)
-    check_masks_have_frames(masks, frames, masks_folder)
-    return AnnotatedSequence(
-        name,
-        tuple(
-            AnnotatedFrame(stem, path, (masks[stem],) if stem in masks else ())
-            for stem, path in frames.items()
-        ),
+    return open_mask_folders(
+        "davis2016", "DAVIS-2016 val", VALIDATION_FRAMES, frames_root, masks_root
     )

@@ -15,11 +15,11 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from amd_hf.data.archives import read_tar_member, tar_members
 from amd_hf.data.augmentation import PairAugmentation
+from amd_hf.image_io_amd import open_image
 
 MASK_SUFFIX = re.compile(r"^m(\d+)\.png$")
 
@@ -70,7 +70,7 @@ class ObjectMasks:
             return None
         path = self.paths[self._shard[place]]
         data = read_tar_member(path, self._offset[place], self._size[place])
-        with Image.open(io.BytesIO(data)) as image:
+        with open_image(io.BytesIO(data)) as image:
             return torch.from_numpy(np.array(image.convert("L")))
 
     def crops(

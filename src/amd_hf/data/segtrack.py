@@ -6,13 +6,8 @@ objects, `GroundTruth/<sequence>/<object>/*.png` as in the original distribution
 
 from pathlib import Path
 
-from amd_hf.data.annotations import (
-    AnnotatedFrame,
-    AnnotatedSequence,
-    Benchmark,
-    check_masks_have_frames,
-    image_files,
-)
+from amd_hf.data.annotations import Benchmark
+from amd_hf.data.mask_folders import open_mask_folders
 
 # Counting every sequence in full gives 1066 frames; papers that quote 976 leave some out.
 SEQUENCE_FRAMES = {
@@ -50,38 +45,4 @@ def open_segtrackv2(root: Path) -> Benchmark:
         raise ValueError(
             f"{root} is not a SegTrackv2 folder: expected JPEGImages and GroundTruth in it."
         )
-    sequences, missing = [], []
-    for name, num_frames in sorted(SEQUENCE_FRAMES.items()):
-        sequence = _read_sequence(name, frames_root / name, masks_root / name)
-        if sequence.frames:
-            sequences.append(sequence)
-        if len(sequence.annotated) < num_frames:
-            missing.append(f"{name} ({len(sequence.annotated)} of {num_frames} masks)")
-    return Benchmark(
-        name="segtrackv2",
-        title="SegTrackv2",
-        kind="video",
-        sequences=tuple(sequences),
-        num_expected=sum(SEQUENCE_FRAMES.values()),
-        num_expected_sequences=len(SEQUENCE_FRAMES),
-        missing=tuple(missing),
-    )
-
-
-def _read_sequence(name: str, frames_folder: Path, masks_folder: Path) -> AnnotatedSequence:
-    """One sequence; masks may lie in one folder per object."""
-    frames = image_files(frames_folder)
-    folders = [masks_folder]
-    if masks_folder.is_dir():
-        folders += sorted(path for path in masks_folder.iterdir() if path.is_dir())
-    masks: dict[str, list[Path]] = {}
-    for folder in folders:
-        for stem, path in image_files(folder).items():
-            masks.setdefault(stem, []).append(path)
-    check_masks_have_frames(masks, frames, masks_folder)
-    return AnnotatedSequence(
-        name,
-        tuple(
-            AnnotatedFrame(stem, path, tuple(masks.get(stem, ()))) for stem, path in frames.items()
-        ),
-    )
+    return open_mask_folders("segtrackv2", "SegTrackv2", SEQUENCE_FRAMES, frames_root, masks_root)

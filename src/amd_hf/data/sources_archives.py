@@ -73,8 +73,14 @@ class TarShardSource(ClipSource):
             names = ", ".join(path.name for path in self.paths[:3])
             raise ValueError(
                 f"`source` holds no clip of at least two frames in its {len(self.paths)} shards"
-                f" ({names}); expected members named <key>.f0.jpg, <key>.f1.jpg, <key>.json."
+                f" ({names}); expected members named <key>.f0.jpg, <key>.f1.jpg, <key>.json"
+                f"{self._examples()}."
             )
+
+    def _examples(self) -> str:
+        """Returns what was left out and why, one of each reason, for a message."""
+        examples = [f"{what}: {reason}" for reason, (_, what) in self.left_out.items()]
+        return f", left out were {'; '.join(examples)}" if examples else ""
 
     def __len__(self) -> int:
         return len(self._keys)

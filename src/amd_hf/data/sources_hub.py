@@ -161,4 +161,6 @@ def _to_bytes(value: Any) -> bytes:
     """Returns the bytes of an undecoded image cell; empty where there are none."""
     if isinstance(value, Mapping):
         value = value.get("bytes")
+    if value is not None and not isinstance(value, bytes | bytearray | memoryview):
+        raise ValueError(f"a frame must be bytes, got {type(value).__name__}")
     return bytes(value) if value is not None else b""

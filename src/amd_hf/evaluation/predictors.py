@@ -112,14 +112,16 @@ class ModelPredictor:
         from amd_hf.adaptation_amd import adapt_to_video, adaptation_scale
 
         # Adapt at the size and in the precision in which is segmented.
-        defaults: dict[str, Any] = {"seed": self.settings.seed, **adaptation_scale(self.processor)}
+        side = self.settings.short_side
+        scale = adaptation_scale(self.processor if side is None else _resizing_to(side))
+        defaults: dict[str, Any] = {"seed": self.settings.seed, **scale}
         if self.settings.autocast is not None:
             defaults["autocast_dtype"] = getattr(torch, self.settings.autocast)
         given = dict(self.settings.adapt_settings)
         if isinstance(given.get("objective"), str):
             from amd_hf.training.video_masks import adaptation_preset
 
-            defaults |= adaptation_preset(given.pop("objective"))
+            defaults |= adaptation_preset(given.pop("objective"), scale["short_side"])
         settings = {**defaults, **given}
         return adapt_to_video(
             self.model,
@@ -197,3 +199,8 @@ class ModelPredictor:
             return_soft_masks=True,
         )
         return torch.stack(soft).clamp(0, 1).cpu().numpy()
+
+
+def _resizing_to(short_side: int) -> Any:
+    """What `adaptation_scale` reads of a processor, for another short side."""
+    return SimpleNamespace(size=SimpleNamespace(shortest_edge=short_side))

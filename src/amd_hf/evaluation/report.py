@@ -35,7 +35,9 @@ CONTROL_NAMES = {
     "center_ellipse": "control: center ellipse",
     "random_init": "control: random initialization",
     "rbd": "baseline: RBD (superpixels)",
+    "hs": "baseline: HS (region tree)",
     "mc": "baseline: MC (superpixels)",
+    "dsr": "baseline: DSR (superpixels)",
     "motion": "baseline: motion (DIS flow, Otsu)",
 }
 REQUIRED_KEYS = ("benchmark", "title", "kind", "protocol", "model", "selected", "rows", "versions")

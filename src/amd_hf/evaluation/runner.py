@@ -71,7 +71,8 @@ def evaluate_benchmark(
         settings: Settings of the evaluation; None takes the defaults.
         strict: Whether an incomplete data set is an error.
         controls: Whether to score the center ellipse and a random-init model, too.
-        baselines: Names of classical baselines to score, too (`rbd`, `mc`, `motion`).
+        baselines: Names of classical baselines to score, too (`rbd`, `hs`, `mc`, `dsr`,
+            `motion`).
         resume_file: State file of an interrupted evaluation; removed at the end.
         contact_sheet: Picture file of best, median and worst results to write.
         model_name: Name of the model for the report.

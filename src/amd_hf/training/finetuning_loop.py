@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from amd_hf.training.interrupts import StopRequest
 from amd_hf.training.monitors import BufferGuard, CollapseMonitor, MetricAverager
 from amd_hf.training.pretraining import MAX_STEPS, TIME_LIMIT, PretrainingRun, SpeedMeter
-from amd_hf.training.run_state import Progress, RunState, prepare_output_dir, versions
+from amd_hf.training.run_state import Progress, RunState, prepare_output_dir
+from amd_hf.training.same_run import versions
 from amd_hf.training.schedules import build_schedule
 from amd_hf.training.setup import build_accelerator, convert_batch_norm, seed_process
 from amd_hf.training.trackers import RunLog

@@ -25,7 +25,8 @@ from amd_hf.training.checkpointing import (
 )
 from amd_hf.training.data_stream import build_transform, fixed_batches
 from amd_hf.training.provenance import PROVENANCE_FILE, build_provenance
-from amd_hf.training.run_state import EMA_FOLDER, versions
+from amd_hf.training.run_state import EMA_FOLDER
+from amd_hf.training.same_run import versions
 from amd_hf.training.setup import preserved_random_state
 from amd_hf.training.speed_report import decode_limit, describe_speed, model_limit
 

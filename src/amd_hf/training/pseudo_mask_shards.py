@@ -21,6 +21,7 @@ from torch import Tensor
 from amd_hf.data.object_masks import mask_member_name
 from amd_hf.data.packing_clips import add_member, write_atomically
 from amd_hf.data.sources import ClipSource
+from amd_hf.image_io_amd import open_image
 from amd_hf.modeling_amd import AMDModel
 from amd_hf.training.pseudo_masks import (
     is_plausible,
@@ -244,13 +245,13 @@ def _decode(encoded: list[bytes]) -> Tensor:
     Raises:
         ValueError: If the frames differ in size.
     """
-    images = [np.array(Image.open(io.BytesIO(data)).convert("RGB")) for data in encoded]
+    images = [np.array(open_image(io.BytesIO(data)).convert("RGB")) for data in encoded]
     return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 255.0
 
 
 def _suffix(data: bytes) -> str:
     """Returns the file-name suffix of an encoded image."""
-    kind = (Image.open(io.BytesIO(data)).format or "JPEG").lower()
+    kind = (open_image(io.BytesIO(data)).format or "JPEG").lower()
     return "jpg" if kind == "jpeg" else kind
 
 

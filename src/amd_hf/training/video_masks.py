@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from amd_hf.image_io_amd import MIN_SIDE
 from amd_hf.training.classical_motion import MovingObject, classical_flow, resize_probability
 from amd_hf.training.moving_objects import moving_object_loss, pair_objective
 from amd_hf.training.objectives import OBJECTIVES
@@ -44,6 +45,8 @@ VIDEO_MASK_SETTINGS: dict[str, Any] = {
     "learning_rate": 1e-3,
     "parameters": "appearance",
 }
+# Side of the crops as a share of the frame's short side: as good as larger ones at half the cost.
+VIDEO_MASK_CROP = 2 / 3
 
 
 class VideoMaskObjective:
@@ -105,12 +108,14 @@ class VideoMaskObjective:
         return moving_object_loss(outputs.segment_logits, found, config.object_segment)
 
 
-def adaptation_preset(name: str) -> dict[str, Any]:
+def adaptation_preset(name: str, short_side: int | None = None) -> dict[str, Any]:
     """Returns settings for `adapt_to_video` that belong together, by the name of the objective.
 
     Args:
         name: "video_mask", or a registered training objective, such as
             "segment_flow_moving_object", which leaves the published settings as they are.
+        short_side: The `short_side` of the adaptation, see `adaptation_scale`; the crops of
+            "video_mask" follow it. None leaves size and crops as they are.
 
     Returns:
         Keyword arguments, among them `objective`; override any of them.
@@ -119,7 +124,11 @@ def adaptation_preset(name: str) -> dict[str, Any]:
         ValueError: If there is no such objective.
     """
     if name == VIDEO_MASK:
-        return {"objective": VideoMaskObjective(), **VIDEO_MASK_SETTINGS}
+        preset = {"objective": VideoMaskObjective(), **VIDEO_MASK_SETTINGS}
+        if short_side is not None:
+            crop_size = max(round(short_side * VIDEO_MASK_CROP), MIN_SIDE)
+            preset |= {"short_side": short_side, "crop_size": crop_size}
+        return preset
     if name not in OBJECTIVES:
         known = ", ".join(sorted([*OBJECTIVES, VIDEO_MASK]))
         raise ValueError(f"`objective` must be one of {known}, got {name}.")
