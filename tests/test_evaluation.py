@@ -8,9 +8,10 @@ import pytest
 import torch
 from PIL import Image
 
-from amd_hf import AMDImageProcessor
+from amd_hf import DEFAULT_CHECKPOINT, AMDImageProcessor, AMDModel
 from amd_hf.data.annotations import read_reference
 from amd_hf.data.benchmarks import open_benchmark
+from amd_hf.data.synthetic_objects import generate_clip
 from amd_hf.evaluation import EvaluationSettings, bootstrap_interval, evaluate_benchmark
 from amd_hf.evaluation.contact_sheet import results_sheet
 from amd_hf.evaluation.controls import center_ellipse, random_model
@@ -393,3 +394,24 @@ def test_class_segmentation(tmp_path, tiny_config, processor):
     assert 0 <= result["selected"]["mean_iou"] <= 1
     assert len(result["rows"]) == 3
     assert result["per_class"]["bird"] is not None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [{"batch_size": 4}, {"autocast": "bfloat16"}])
+def test_batch_and_precision_keep_the_scores_of_the_bundled_model(tmp_path, options):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "masks").mkdir()
+    for number in range(24):
+        frames, masks = generate_clip(1, 96, 128, number)
+        Image.fromarray(frames[0]).save(tmp_path / f"images/{number}.jpg", quality=95)
+        Image.fromarray(masks[0]).save(tmp_path / f"masks/{number}.png")
+    model = AMDModel.from_pretrained(DEFAULT_CHECKPOINT).eval()
+    processor = AMDImageProcessor.from_pretrained(DEFAULT_CHECKPOINT)
+
+    def scores(**options):
+        settings = {"progress": False, "num_bootstrap": 0, **options}
+        return evaluate_benchmark(model, processor, "ecssd", tmp_path, **settings)["selected"]
+
+    changed, plain = scores(**options), scores()
+    assert plain["max_f_beta"] > 0.1  # the model sees something, so that something could change
+    assert changed == pytest.approx(plain, abs=1e-3)

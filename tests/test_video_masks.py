@@ -216,3 +216,7 @@ def test_settings_given_by_hand_override_the_preset(
     assert isinstance(seen[0]["objective"], VideoMaskObjective)
     assert seen[0]["learning_rate"] == 0.002
     assert seen[0]["parameters"] == "appearance"
+    assert (seen[0]["short_side"], seen[0]["crop_size"]) == (49, 33)
+    capsys.readouterr()
+    assert main([*command, "--adapt-steps", "1", *options, *only, "--short-side", "64"]) == 0
+    assert (seen[1]["short_side"], seen[1]["crop_size"]) == (65, 43)

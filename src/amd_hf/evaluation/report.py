@@ -40,6 +40,8 @@ CONTROL_NAMES = {
     "dsr": "baseline: DSR (superpixels)",
     "motion": "baseline: motion (DIS flow, Otsu)",
 }
+# Objectives of the adaptation that use no classical flow; None is the published one.
+WITHOUT_FLOW = (None, "segment_flow", "pixel_flow")
 REQUIRED_KEYS = ("benchmark", "title", "kind", "protocol", "model", "selected", "rows", "versions")
 F_BETA_NOTE = (
     "F uses beta^2 = 0.3. The AMD paper does not say at which threshold its F is taken, and its "
@@ -192,6 +194,9 @@ def _own_rows(result: dict[str, Any], facts: Sequence[str]) -> list[list[str]]:
     kind = result["kind"]
     refinements = result["settings"].get("refinements") or []
     protocol = " + ".join([result["protocol"], *refinements])
+    objective = result["settings"].get("adapt_settings", {}).get("objective")
+    if result["settings"].get("adapt_steps") and objective not in WITHOUT_FLOW:
+        facts = (*facts[:2], "DIS (training and adaptation)")
     rows = []
     for key, label in CHOICES:
         scores = result.get(key)

@@ -149,12 +149,11 @@ def _description(
     model_name: str | None,
 ) -> dict[str, Any]:
     """What was evaluated, on what, with what."""
-    steps = settings.adapt_steps
     return {
         "benchmark": benchmark.name,
         "title": benchmark.title,
         "kind": benchmark.kind,
-        "protocol": f"per-video, {steps} steps" if steps else "per-image",
+        "protocol": _protocol(settings),
         "model": model_name or model.config.name_or_path or type(model).__name__,
         "model_fingerprint": fingerprint(model.state_dict().items()),
         "num_parameters": sum(weight.numel() for weight in model.parameters()),
@@ -168,6 +167,15 @@ def _description(
         "num_sequences": len(benchmark.sequences),
         "missing": list(benchmark.missing),
     }
+
+
+def _protocol(settings: EvaluationSettings) -> str:
+    """The protocol in words; another objective than the published one is named."""
+    if not settings.adapt_steps:
+        return "per-image"
+    objective = settings.adapt_settings.get("objective")
+    named = "" if objective is None else f", {objective}"
+    return f"per-video, {settings.adapt_steps} steps{named}"
 
 
 def _versions() -> dict[str, str]:
