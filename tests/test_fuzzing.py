@@ -22,7 +22,7 @@ SHORT_RUNS = {
     "shards": 30,
     "configs": 40,
     "checkpoints": 25,
-    "arguments": 25,
+    "arguments": 60,
 }
 
 

@@ -158,14 +158,17 @@ class Shards(Family):
         folder.mkdir(exist_ok=True)
         path = folder / name
         path.write_bytes(data)
-        return Case(what, self._readers(path, (name, "clip", "pairs"), is_one_of_four(data)))
+        return Case(
+            what,
+            self._readers(path, (name, "clip", "pairs", "the last one was"), is_one_of_four(data)),
+        )
 
     def _indexed(self, folder: Path, data: bytes, what: str) -> Case:
         folder.mkdir(exist_ok=True)
         plain = json.dumps({"video": "v"}).encode()
         (folder / "shard.tar").write_bytes(self.make_tar(plain))
         (folder / "index.json").write_bytes(data)
-        return Case(what, self._readers(folder, ("index.json",), is_one_of_four(data)))
+        return Case(what, self._readers(folder, ("index.json", "shard.tar"), is_one_of_four(data)))
 
     def _readers(self, path: Path, names: tuple[str, ...], is_packed: bool) -> tuple[Reader, ...]:
         """Packing waits for the disk several times, so it gets a part of the cases only."""
