@@ -14,39 +14,23 @@ be used; 143 or 130: stopped by SIGTERM or Ctrl-C after writing a checkpoint.
 
 from __future__ import annotations
 
-import logging
-import os
-import signal
 import sys
+from typing import Any
 
 from amd_hf.training.arguments import parse_arguments
+from amd_hf.training.command_line import run_command
 
 
-def main() -> int:
+def main(argv: list[str] | None = None) -> int:
     """Runs pre-training with the options of the command line; returns the exit code."""
-    args = parse_arguments()
-    is_main = os.environ.get("RANK", "0") == "0"
-    logging.basicConfig(
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-        level=logging.INFO if is_main else logging.WARNING,
-        stream=sys.stderr,
-    )
-    for name in ("httpx", "datasets", "accelerate"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    from amd_hf.training.checkpointing import CheckpointError
-    from amd_hf.training.interrupts import DataStreamError
-    from amd_hf.training.pretraining import pretrain
+    args = parse_arguments(argv)
 
-    try:
-        results = pretrain(args)
-    except (ValueError, ImportError, CheckpointError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except DataStreamError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    stopped_by = {signal.SIGTERM.name: 143, signal.SIGINT.name: 130}
-    return stopped_by.get(results["end"], 0)
+    def action() -> dict[str, Any]:
+        from amd_hf.training.pretraining import pretrain
+
+        return pretrain(args)
+
+    return run_command(action)
 
 
 if __name__ == "__main__":
