@@ -26,11 +26,13 @@ from amd_hf.data import stream as pair_stream
 from amd_hf.data.frame_pairs import open_source
 from amd_hf.data.packing import pack_clips
 from amd_hf.data.packing_clips import PackingSettings
+from amd_hf.hub import export
 from amd_hf.training.checkpointing import CheckpointError, list_checkpoints, verify_checkpoint
 from amd_hf.training.finetuning import finetune
 from amd_hf.training.finetuning_arguments import FinetuningArguments
 from amd_hf.training.interrupts import DataStreamError
 from amd_hf.training.pretraining import PretrainingRun, pretrain
+from amd_hf.whole_files import folder_written_aside, written_aside
 
 from .evaluation_data import write_davis
 from .faults.killing import Campaign
@@ -325,6 +327,44 @@ def test_evaluation_on_a_full_disk(tmp_path: Path, capsys: pytest.CaptureFixture
     assert sorted(path.name for path in output.parent.iterdir()) == ["result.csv", "result.json"]
 
 
+def test_files_and_folders_are_whole_or_absent(tmp_path: Path) -> None:
+    file, folder = tmp_path / "file", tmp_path / "folder"
+    (tmp_path / ".partial_folder").mkdir()
+    (tmp_path / ".partial_folder" / "torn").write_text("of a killed process")
+
+    def fail(path: Path, aside: Any) -> None:
+        with aside(path) as partial:
+            (partial if path is file else partial / "a").write_text("half")
+            assert not path.exists()
+            raise RuntimeError("the work failed")
+
+    for path, aside in ((file, written_aside), (folder, folder_written_aside)):
+        with pytest.raises(RuntimeError, match="the work failed"):
+            fail(path, aside)
+        assert not path.exists()
+    assert list(tmp_path.iterdir()) == []
+    folder.mkdir()  # an empty one may be there
+    with written_aside(file) as partial, folder_written_aside(folder) as partial_folder:
+        partial.write_text("whole")
+        (partial_folder / "a").write_text("whole")
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["a", "file", "folder"]
+
+
+def test_a_repository_is_whole_or_absent(
+    tmp_path: Path, tiny_model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(folder: Path) -> None:
+        raise RuntimeError(f"The repository in {folder} lacks something.")
+
+    monkeypatch.setattr(export, "check_repository", refuse)
+    with pytest.raises(RuntimeError, match="lacks something"):
+        export.export_repository(tiny_model, tmp_path / "repository")
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.undo()
+    export.export_repository(tiny_model, tmp_path / "repository")
+    assert [path.name for path in tmp_path.iterdir()] == ["repository"]
+
+
 @pytest.mark.slow
 def test_export_on_a_full_disk(tmp_path: Path) -> None:
     deployment = pytest.importorskip("amd_hf.hub.deployment")
@@ -336,9 +376,9 @@ def test_export_on_a_full_disk(tmp_path: Path) -> None:
         (deployment.export_onnx, "amd.onnx"),
         (deployment.export_program, "amd.pt2"),
     ]
-    for export, name in exports:
+    for write, name in exports:
         with small_disk(10_000), pytest.raises((OSError, RuntimeError)):
-            export(model, tmp_path / "out" / name)
+            write(model, tmp_path / "out" / name)
         assert list((tmp_path / "out").iterdir()) == []
 
 

@@ -47,3 +47,31 @@ def written_aside(path: Path) -> Iterator[Path]:
         sync_path(path.parent)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def folder_written_aside(folder: Path) -> Iterator[Path]:
+    """A place to fill a folder at that gets its own name only when it is whole and on the disk.
+
+    Args:
+        folder: Where the folder shall be when the block is through; absent or empty until then.
+
+    Yields:
+        Where to fill it.
+
+    Raises:
+        OSError: If the disk is full or cannot be written, or the folder holds something meanwhile.
+    """
+    partial = folder.parent / f"{PARTIAL_PREFIX}{folder.name}"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        for path in [*partial.rglob("*"), partial]:
+            sync_path(path)
+        if folder.exists():
+            folder.rmdir()
+        partial.rename(folder)
+        sync_path(folder.parent)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)

@@ -24,6 +24,7 @@ from amd_hf import (
 )
 from amd_hf.hub.pictures import CardPicture
 from amd_hf.hub.publish import check_folder
+from amd_hf.whole_files import folder_written_aside
 
 TASK = "zero-shot-object-segmentation"
 AUTO_CLASSES = {
@@ -51,7 +52,8 @@ def export_repository(
     """Writes everything that a Hub repository of `model` holds.
 
     The folder loads with `AutoModel`, `AutoImageProcessor` and `pipeline` with
-    `trust_remote_code=True` where this package is not installed, and without it where it is.
+    `trust_remote_code=True` where this package is not installed, and without it where it is. It
+    appears when it is complete.
 
     Args:
         model: An `AMDModel` or a fine-tuned `AMDForSemanticSegmentation`.
@@ -74,29 +76,35 @@ def export_repository(
             f"`output_dir` must be empty or absent, got {output_dir} with files in it."
         )
     processor = image_processor or AMDImageProcessor.from_model_config(model.config)
+    if len({picture.path for picture in pictures}) < len(pictures):
+        raise ValueError("`pictures` must have different file names; rename one of them.")
+    with folder_written_aside(output_dir.absolute()) as partial:
+        _write_model(model, processor, partial)
+        for picture in pictures:
+            if not picture.file.is_file():
+                raise ValueError(f"`pictures` must be existing files, got {picture.file}.")
+            _copy(picture.file, partial / picture.path)
+        for companion in _companions(companions_from):
+            _copy(companion, partial / companion.name)
+        if card is not None:
+            (partial / "README.md").write_text(card, encoding="utf-8")
+        check_repository(partial)
+    return output_dir
+
+
+def _write_model(model: AMDPreTrainedModel, processor: AMDImageProcessor, folder: Path) -> None:
+    """Writes weights, settings and the code that loads them."""
     is_semantic = isinstance(model, AMDForSemanticSegmentation)
     if is_semantic:
-        model.save_pretrained(output_dir)
-        processor.save_pretrained(output_dir)
+        model.save_pretrained(folder)
+        processor.save_pretrained(folder)
     else:
         pipeline = ZeroShotObjectSegmentationPipeline(
             model=model, image_processor=processor, task=TASK
         )
-        pipeline.save_pretrained(output_dir)
-    _complete_config(output_dir / "config.json", needs_pipeline=not is_semantic)
-    _copy_code(output_dir)
-    if len({picture.path for picture in pictures}) < len(pictures):
-        raise ValueError("`pictures` must have different file names; rename one of them.")
-    for picture in pictures:
-        if not picture.file.is_file():
-            raise ValueError(f"`pictures` must be existing files, got {picture.file}.")
-        _copy(picture.file, output_dir / picture.path)
-    for companion in _companions(companions_from):
-        _copy(companion, output_dir / companion.name)
-    if card is not None:
-        (output_dir / "README.md").write_text(card, encoding="utf-8")
-    check_repository(output_dir)
-    return output_dir
+        pipeline.save_pretrained(folder)
+    _complete_config(folder / "config.json", needs_pipeline=not is_semantic)
+    _copy_code(folder)
 
 
 def check_repository(folder: str | Path) -> None:
