@@ -65,6 +65,21 @@ def make_result(benchmark="davis2016", **changes):
 
 
 class TestTable:
+    def test_flow_of_the_adaptation_is_named(self):
+        training = ("no", "none", "DIS (training only)")
+
+        def own_line(**settings):
+            result = make_result(settings={"refinements": [], **settings})
+            lines = render_report([result], training).splitlines()
+            return next(line for line in lines if "selected segment" in line)
+
+        masks = {"objective": "video_mask"}
+        with_flow = own_line(adapt_steps=100, adapt_settings=masks)
+        assert with_flow.endswith("| no | none | DIS (training and adaptation) |")
+        # The published objective needs no flow, and without steps there is no adaptation.
+        assert own_line(adapt_steps=100, adapt_settings={}).endswith("DIS (training only) |")
+        assert own_line(adapt_steps=0, adapt_settings=masks).endswith("DIS (training only) |")
+
     def test_own_control_and_published_rows(self):
         control = {"selected": VIDEO_SCORES, "intervals": {"selected": {"J": [0.1, 0.2]}}}
         adapted = make_result(protocol="per-video, 100 steps")

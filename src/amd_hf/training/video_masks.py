@@ -45,7 +45,7 @@ VIDEO_MASK_SETTINGS: dict[str, Any] = {
     "learning_rate": 1e-3,
     "parameters": "appearance",
 }
-# Side of the crops as a share of the frame's short side: as good as larger ones at half the cost.
+# Side of the crops as a share of the frame's short side: half the cost of the published share.
 VIDEO_MASK_CROP = 2 / 3
 
 
