@@ -11,9 +11,17 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 
 from amd_hf import AMDImageProcessor, AMDModel
 from amd_hf.training.merging import merge_pathways
+
+
+def _processor(folder: str, model: AMDModel) -> AMDImageProcessor:
+    """Returns the image processor of a model folder; the checkpoints of a run have none."""
+    if (Path(folder) / "preprocessor_config.json").is_file():
+        return AMDImageProcessor.from_pretrained(folder)
+    return AMDImageProcessor.from_model_config(model.config)
 
 
 def main() -> int:
@@ -30,7 +38,7 @@ def main() -> int:
             AMDModel.from_pretrained(arguments.appearance),
             AMDModel.from_pretrained(arguments.motion),
         )
-        processor = AMDImageProcessor.from_pretrained(arguments.appearance)
+        processor = _processor(arguments.appearance, model)
         model.save_pretrained(arguments.output_dir)
         processor.save_pretrained(arguments.output_dir)
     except (ValueError, OSError) as error:
