@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # the fuzzer is a part of the tests, which are not installed
 
 from tests.fuzzing.families import FAMILY_NAMES  # noqa: E402
-from tests.fuzzing.supervisor import Result, run_family  # noqa: E402
+from tests.fuzzing.supervisor import Result, read_result, run_family  # noqa: E402
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -36,6 +36,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--seconds_per_case", type=float, default=20.0, help="computing time (%(default)s)"
     )
+    parser.add_argument("--report", action="store_true", help="table of the saved results only")
     parser.add_argument("--output_dir", type=Path, default=ROOT / "runs" / "fuzz")
     args = parser.parse_args(arguments)
     if args.count < 1 or args.seconds_per_case <= 0 or (args.case is not None and args.case < 0):
@@ -46,6 +47,12 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> int:
     """Runs the families one after the other; returns the exit code."""
     args = parse_arguments(arguments)
+    if args.report:
+        names = args.family or FAMILY_NAMES
+        saved = [read_result(args.output_dir / f"{name}.json") for name in names]
+        found = [result for result in saved if result is not None]
+        print(table(found))
+        return 0 if all(result.has_passed for result in found) else 1
     results = []
     for family in args.family or FAMILY_NAMES:
         result = run_family(
@@ -90,7 +97,7 @@ def table(results: list[Result]) -> str:
     for result in results:
         accepted, refused = result.verdicts("accepted"), result.verdicts("refused")
         failed = result.verdicts("failed")
-        cells = [result.family, f"{result.count:,}", f"{accepted + refused + failed:,}"]
+        cells = [result.family, f"{result.done:,}", f"{accepted + refused + failed:,}"]
         cells += [f"{accepted:,}", f"{refused:,}", f"{failed:,}", str(len(result.crashes))]
         cells += [str(len(result.hangs)), f"{result.growth_mb:+.1f} MB"]
         cells += [f"{result.grown_files:+.0f}", f"{result.peak_mb:.0f} MB"]

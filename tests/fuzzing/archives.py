@@ -168,7 +168,12 @@ class Shards(Family):
         plain = json.dumps({"video": "v"}).encode()
         (folder / "shard.tar").write_bytes(self.make_tar(plain))
         (folder / "index.json").write_bytes(data)
-        return Case(what, self._readers(folder, ("index.json", "shard.tar"), is_one_of_four(data)))
+        return Case(
+            what,
+            self._readers(
+                folder, ("index.json", "shard.tar", "the last one was"), is_one_of_four(data)
+            ),
+        )
 
     def _readers(self, path: Path, names: tuple[str, ...], is_packed: bool) -> tuple[Reader, ...]:
         """Packing waits for the disk several times, so it gets a part of the cases only."""

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -138,13 +138,20 @@ def run_family(
 
 def load_result(path: Path, fresh: Result) -> Result:
     """The unfinished result in a file if it is of the same run, else the fresh one."""
-    if path.is_file():
-        saved = json.loads(path.read_text())
-        is_same = all(saved[name] == getattr(fresh, name) for name in ("family", "seed", "count"))
-        if is_same and saved["done"] < saved["count"]:
-            saved["slowest"] = tuple(saved["slowest"])
-            return Result(**{name: saved[name] for name in asdict(fresh)})
-    return fresh
+    saved = read_result(path)
+    if saved is None or saved.done >= saved.count:
+        return fresh
+    is_same = (saved.family, saved.seed, saved.count) == (fresh.family, fresh.seed, fresh.count)
+    return saved if is_same else fresh
+
+
+def read_result(path: Path) -> Result | None:
+    """The result in a file, finished or not; None where there is no file."""
+    if not path.is_file():
+        return None
+    saved = json.loads(path.read_text())
+    saved["slowest"] = tuple(saved["slowest"])
+    return Result(**{item.name: saved[item.name] for item in fields(Result)})
 
 
 def save_result(path: Path, result: Result) -> None:
