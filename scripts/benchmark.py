@@ -5,8 +5,8 @@
     python scripts/benchmark.py --quick                # seconds; checks that everything runs
     python scripts/benchmark.py --into docs/performance.md   # and the tables into a page
 
-Writes benchmark.json, benchmark.md and a figure to `--output`, after every section, and prints the
-tables. On a quiet machine of two cores all sections take about ten minutes.
+Writes benchmark.json, benchmark.md and a figure to `--output`, and into the page, after every
+section, and prints the tables. On a quiet machine of two cores all sections take about ten minutes.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import argparse
 import logging
 import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -66,22 +67,20 @@ def main(arguments: list[str] | None = None) -> int:
             check_page(args.into)
         settings = replace(base, **chosen)
         sections = tuple(args.sections)
-        result = run_benchmark(settings, sections, lambda sofar: _keep(sofar, args.output))
+        result = run_benchmark(settings, sections, lambda sofar: _keep(sofar, args))
     except (ValueError, ImportError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    files = write_report(result, args.output)
-    if args.into:
-        files += write_into(result, args.into)
-    for file in files:
+    for file in _keep(result, args):
         print(f"wrote {file}", file=sys.stderr)
     print(markdown(result))
     return 1 if result["failures"] else 0
 
 
-def _keep(result: dict[str, Any], folder: str) -> None:
-    """Writes what there is so far."""
-    write_report(result, folder)
+def _keep(result: dict[str, Any], args: argparse.Namespace) -> tuple[Path, ...]:
+    """Writes what there is so far; returns the files."""
+    files = write_report(result, args.output)
+    return files + write_into(result, args.into) if args.into else files
 
 
 if __name__ == "__main__":

@@ -383,6 +383,26 @@ class TestSuiteAndReport:
         assert "adaptation, 1 steps of 2 pairs" in capsys.readouterr().out
         assert (tmp_path / "benchmark.json").is_file()
 
+    def test_command_writes_into_a_page(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, result: dict[str, Any]
+    ) -> None:
+        page = tmp_path / "page.md"
+        page.write_text(f"a\n{report.BEGIN}\n{report.END}\nb\n")
+        seen: list[str] = []
+
+        def measuring(settings: Any, sections: Any, after_section: Any) -> dict[str, Any]:
+            after_section(result)
+            seen.append(page.read_text())
+            return result | {"failures": {"memory": "broken"}}
+
+        monkeypatch.setattr(benchmark, "run_benchmark", measuring)
+        options = ["--quick", "--output", str(tmp_path / "out"), "--into", str(page)]
+        assert benchmark.main([*options, "--device", "cpu"]) == 1  # a section failed
+        assert "| training step, 1 pairs of 64x64" in seen[0]
+        assert "**memory failed**: broken" in page.read_text()
+        page.write_text("no marks")
+        assert benchmark.main([*options, "--device", "cpu"]) == 2
+
     def test_command_names_a_wrong_value(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert benchmark.main(["--quick", "--rounds", "0", "--device", "cpu"]) == 2
         assert "error: `rounds` must be at least 1" in capsys.readouterr().err

@@ -159,6 +159,9 @@ def time_inference(
     narrow = copy.deepcopy(model).bfloat16()
     replica = PublishedReplica(model)
     results = []
+    sessions: dict[str, Callable[[Tensor], Any]] = {}
+    if torch.device(device).type == "cpu" and importlib.util.find_spec("onnxruntime"):
+        sessions = _onnx_sessions(model, torch.randn(1, 3, *size))
     for batch in batches:
         images = torch.randn(batch, 3, *size, device=device)
         small = images.to(torch.bfloat16)
@@ -167,8 +170,7 @@ def time_inference(
             "fp32": without_gradient(model, images),
             "bf16": without_gradient(narrow, small),
         }
-        if torch.device(device).type == "cpu" and importlib.util.find_spec("onnxruntime"):
-            work.update(_onnx_variants(model, images))
+        work |= {name: partial(session, images) for name, session in sessions.items()}
         notes: dict[str, Any] = {}
         if compiles and batch == batches[0]:
             work["bf16, compiled"], seconds = _compiled(narrow, small)
@@ -196,19 +198,18 @@ def _compiled(model: AMDModel, images: Tensor) -> tuple[Callable[[], Any], float
     return compiled, time.perf_counter() - begin
 
 
-def _onnx_variants(model: AMDModel, images: Tensor) -> dict[str, Callable[[], Any]]:
+def _onnx_sessions(model: AMDModel, image: Tensor) -> dict[str, Callable[[Tensor], Any]]:
     """ONNX Runtime in float32 and int8, with as many threads as torch has."""
     from amd_hf.hub.deployment import OnnxSegmenter, export_onnx, quantize_static
 
     with tempfile.TemporaryDirectory() as folder:
         plain = export_onnx(model, Path(folder) / "fp32.onnx")
-        int8 = quantize_static(plain, Path(folder) / "int8.onnx", [images[:1]])
+        int8 = quantize_static(plain, Path(folder) / "int8.onnx", [image])
         threads = torch.get_num_threads()
-        sessions = {
+        return {
             "onnx fp32": OnnxSegmenter(plain, num_threads=threads),
             "onnx int8": OnnxSegmenter(int8, num_threads=threads),
         }
-    return {name: partial(session, images) for name, session in sessions.items()}
 
 
 def compare_with_replica(model: AMDModel, pairs: Tensor) -> float:
