@@ -6,7 +6,7 @@
     python scripts/benchmark.py --into docs/performance.md   # and the tables into a page
 
 Writes benchmark.json, benchmark.md and a figure to `--output`, and into the page, after every
-section, and prints the tables. On a quiet machine of two cores all sections take about ten minutes.
+section, and prints the tables.
 """
 
 from __future__ import annotations

@@ -111,6 +111,9 @@ def markdown(result: Mapping[str, Any], figure: str = FIGURE_NAME) -> str:
         parts.append(_growth_table(result["growth"]))
     if has_growth(result):
         parts.append(f"![Growth of time and memory]({figure})")
+    if result["seconds"]:
+        spent = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in result["seconds"].items())
+        parts.append(f"Time of the sections: {spent}.")
     parts += [f"**{name} failed**: {reason}" for name, reason in result["failures"].items()]
     return "\n\n".join(part for part in parts if part) + "\n"
 

@@ -132,7 +132,7 @@ SECTIONS = (
 def run_benchmark(
     settings: BenchmarkSettings,
     sections: tuple[str, ...] = SECTIONS,
-    after_section: Callable[[dict[str, Any]], None] | None = None,
+    after_section: Callable[[dict[str, Any]], Any] | None = None,
 ) -> dict[str, Any]:
     """Runs the chosen sections, always between two measurements of the machine's limits.
 
