@@ -23,6 +23,7 @@ from amd_hf.hub import (
     read_provenance,
     read_results,
 )
+from amd_hf.hub.export import check_links
 
 from .evaluation_data import write_davis, write_images
 from .loopback_hub import LoopbackHub, connect
@@ -191,6 +192,12 @@ def test_the_bundled_checkpoint_states_its_provenance() -> None:
     provenance = read_provenance(DEFAULT_CHECKPOINT)
     assert provenance["pretrained_inputs"] == "none"
     assert provenance["sources"]
+
+
+def test_the_card_of_the_bundled_checkpoint_links_what_is_there() -> None:
+    from amd_hf import DEFAULT_CHECKPOINT
+
+    check_links(DEFAULT_CHECKPOINT)
 
 
 def test_a_dry_run_writes_and_sends_nothing(

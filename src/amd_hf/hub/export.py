@@ -129,11 +129,20 @@ def check_repository(folder: str | Path) -> None:
     if lacking := sorted(AUTO_CLASSES.keys() - config.get("auto_map", {}).keys()):
         raise RuntimeError(f"`auto_map` in {folder / 'config.json'} lacks {', '.join(lacking)}.")
     if (folder / "README.md").is_file():
-        _check_links(folder, ModelCard.load(folder / "README.md"))
+        check_links(folder)
 
 
-def _check_links(folder: Path, card: ModelCard) -> None:
-    """Raises a RuntimeError if the card links a file of the repository that is not there."""
+def check_links(folder: str | Path) -> None:
+    """Raises a RuntimeError if the card in a folder links a file that is not there.
+
+    Args:
+        folder: Holds `README.md`, a model card with its metadata.
+
+    Raises:
+        RuntimeError: If a picture, a linked file or the linked license is missing.
+    """
+    folder = Path(folder)
+    card = ModelCard.load(folder / "README.md")
     links = set(RELATIVE_LINK.findall(CODE_BLOCK.sub("", card.text)))
     if license_link := getattr(card.data, "license_link", None):
         links.add(license_link)
