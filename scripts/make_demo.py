@@ -23,11 +23,12 @@ import torch
 import transformers
 from PIL import Image
 
+from amd_hf.adaptation_amd import adaptation_scale
 from amd_hf.cli.main import main as amd_hf_command
 from amd_hf.data.synthetic_objects import generate_clip
 from amd_hf.metrics import region_similarity
 from amd_hf.pipeline_amd import TASK
-from amd_hf.training.moving_objects import pair_objective
+from amd_hf.training.video_masks import adaptation_preset
 from amd_hf.video_amd import FrameStream, VideoWriter
 from amd_hf.visualization import contact_sheet, overlay_object, overlay_segments
 
@@ -63,6 +64,7 @@ def segment_own(args: argparse.Namespace) -> int:
         if getattr(args, name):
             command += [f"--{name}", getattr(args, name)]
     command += ["--adapt-steps", str(ADAPT_STEPS), "--adapt-seconds", str(args.adapt_seconds)]
+    command += ["--adapt-objective", "video_mask"]
     return amd_hf_command(command)
 
 
@@ -146,22 +148,21 @@ def adapt_to_clip(pipe: Any, output: Path, seconds: float) -> None:
     num_scored = int(np.clip(CLIP_SECONDS / (time.monotonic() - start), 4, CLIP_FRAMES))
     scored = np.linspace(0, CLIP_FRAMES - 1, num_scored).round().astype(int)
     before = [entries[0]["mask"] for entries in pipe(list(frames[scored]))]
-    # The published loss alone moves little in so few steps; the object term says what moves
-    # against the camera.
+    # The published loss alone moves little in so few steps; the masks of the whole video say what
+    # moves against the camera.
+    side = adaptation_scale(pipe.image_processor)["short_side"]
     adapted = pipe.adapted_to(
         frames,
         ADAPT_STEPS,
         time_limit=seconds,
         callback=report_step,
-        frame_gap=(1, 3),
-        learning_rate=3e-4,
-        objective=pair_objective("segment_flow_moving_object"),
+        **adaptation_preset("video_mask", side),
     )
     after = [entries[0]["mask"] for entries in adapted(list(frames[scored]))]
     print(
         f"\ngenerated clip: J {mean_similarity(before, masks[scored]):.1f} before, "
         f"{mean_similarity(after, masks[scored]):.1f} after {adapted.adaptation.num_steps} steps "
-        f"of adaptation with the object term ({adapted.adaptation.seconds:.0f} s; "
+        f"of adaptation to the masks of the video ({adapted.adaptation.seconds:.0f} s; "
         f"budget {seconds:.0f} s), {num_scored} frames, {time.monotonic() - start:.0f} s in all"
     )
     results = (("before", before), ("after", after), ("true", list(masks[scored])))

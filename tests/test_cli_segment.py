@@ -217,6 +217,30 @@ def test_adaptation(segment: Any, tmp_path: Path) -> None:
     assert "Images are segmented without adaptation" in errors
 
 
+def test_adaptation_to_the_masks_of_the_video(segment: Any, tmp_path: Path) -> None:
+    pytest.importorskip("cv2")
+    _video(tmp_path / "clip.mp4", 3)
+    arguments = ("--adapt-steps", "2", "--adapt-objective", "video_mask", "--json")
+    code, lines, errors = segment("clip.mp4", *arguments)
+    assert code == 0, errors
+    [record] = map(json.loads, lines)
+    assert record["adapt_steps"] == 2
+
+
+def test_objective_that_needs_an_extra_names_it(
+    segment: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _video(tmp_path / "clip.mp4", 3)
+    _picture().save(tmp_path / "photo.jpg")
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    arguments = ("--adapt-steps", "2", "--adapt-objective", "video_mask", "--json")
+    code, lines, _ = segment("clip.mp4", "photo.jpg", *arguments)
+    assert code == 2
+    records = {record["input"]: record for record in map(json.loads, lines)}
+    assert "amd-hf[train]" in records["clip.mp4"]["error"]
+    assert Path(records["photo.jpg"]["mask"]).is_file()
+
+
 def test_bad_inputs_do_not_stop_the_others(segment: Any, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "noise.jpg").write_bytes(b"noise")

@@ -16,10 +16,12 @@ import torch
 import transformers
 from PIL import Image
 
+from amd_hf.adaptation_amd import adaptation_scale
 from amd_hf.cli.checkpoints import LOAD_ERRORS, unusable_checkpoint
 from amd_hf.cli.finished import FinishedJobs, identity_of
 from amd_hf.cli.inputs import Job, plan_jobs
 from amd_hf.cli.progress import Console
+from amd_hf.cli.segment_options import add_segment_options
 from amd_hf.data.ranks import Ranks
 from amd_hf.image_io_amd import read_image
 from amd_hf.pipeline_amd import TASK
@@ -27,7 +29,8 @@ from amd_hf.video_amd import FrameStream, VideoWriter
 from amd_hf.visualization import overlay_object
 
 DONE, FAILED = 0, 2
-_INPUT_ERRORS = (ValueError, TypeError, OSError, RuntimeError, MemoryError)
+# ImportError: an objective of the adaptation that needs an extra.
+_INPUT_ERRORS = (ValueError, TypeError, OSError, RuntimeError, MemoryError, ImportError)
 
 
 def add_parser(subparsers: Any) -> None:
@@ -44,39 +47,7 @@ def add_parser(subparsers: Any) -> None:
         "command goes on where it was. Over several processes: torchrun --nproc_per_node N -m "
         "amd_hf.cli segment ...",
     )
-    parser.add_argument("inputs", nargs="+", metavar="INPUT", help="image, video or folder")
-    parser.add_argument("--output", required=True, metavar="DIR", help="folder to write to")
-    parser.add_argument("--model", metavar="ID", help="Hub id or folder; the bundled checkpoint")
-    parser.add_argument(
-        "--adapt-steps",
-        type=_count,
-        default=0,
-        metavar="N",
-        help="adapt the model to each video for N steps first (100 in the paper); 0",
-    )
-    parser.add_argument(
-        "--adapt-seconds", type=_positive, metavar="S", help="stop adapting to a video after S s"
-    )
-    parser.add_argument("--device", metavar="D", help="cpu, cuda, cuda:1, mps, ...; the best one")
-    parser.add_argument(
-        "--threshold",
-        type=_probability,
-        default=0.5,
-        metavar="P",
-        help="a pixel is object above this probability; %(default)s",
-    )
-    parser.add_argument(
-        "--object-segment", type=_count, metavar="K", help="segment to read; that of the model"
-    )
-    parser.add_argument(
-        "--fps", type=_positive, metavar="F", help="frame rate of overlays; the video's, or 24"
-    )
-    parser.add_argument(
-        "--batch-size", type=_count, metavar="B", help="frames at once; 1 on a CPU, else 8"
-    )
-    parser.add_argument("--seed", type=_count, default=0, metavar="N", help="of the adaptation; 0")
-    parser.add_argument("--json", action="store_true", help="one JSON object per line on stdout")
-    parser.add_argument("--quiet", action="store_true", help="no progress bars and no notes")
+    add_segment_options(parser)
     parser.set_defaults(run=run)
 
 
@@ -325,8 +296,19 @@ def _adapted(job: Job, pipe: Any, args: argparse.Namespace, console: Console) ->
             callback=advance,
             time_limit=args.adapt_seconds,
             seed=args.seed,
+            **_adaptation(args.adapt_objective, pipe),
         )
     return adapted, adapted.adaptation.num_steps
+
+
+def _adaptation(objective: str, pipe: Any) -> dict[str, Any]:
+    """The settings of an objective; nothing for the published one."""
+    if objective == "segment_flow":
+        return {}
+    from amd_hf.training.video_masks import adaptation_preset
+
+    scale = adaptation_scale(pipe.image_processor)
+    return adaptation_preset(objective, scale.get("short_side"))
 
 
 def _segmented(
@@ -371,27 +353,3 @@ def _segment(args: argparse.Namespace) -> dict[str, int]:
 def _naming(source: str, reason: str) -> str:
     """The reason, with the input's name where it lacks it."""
     return reason if os.path.basename(source) in reason else f"{source}: {reason}"
-
-
-def _count(text: str) -> int:
-    """Argument type: an integer from 0."""
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"must not be negative, got {text}")
-    return value
-
-
-def _positive(text: str) -> float:
-    """Argument type: a positive number."""
-    value = float(text)
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"must be positive, got {text}")
-    return value
-
-
-def _probability(text: str) -> float:
-    """Argument type: a number in [0, 1)."""
-    value = float(text)
-    if not 0 <= value < 1:
-        raise argparse.ArgumentTypeError(f"must lie in [0, 1), got {text}")
-    return value
