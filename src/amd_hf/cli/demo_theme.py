@@ -28,6 +28,11 @@ THEME = gr.themes.Soft(
     button_primary_background_fill_hover_dark="*neutral_300",
     button_primary_text_color="white",
     button_primary_text_color_dark="*neutral_900",
+    # A frame shows where results will be before there are any.
+    block_border_width="1px",
+    block_border_color="*neutral_200",
+    block_border_color_dark="*neutral_700",
+    block_shadow="none",
     block_label_background_fill="*neutral_100",
     block_label_text_color="*neutral_700",
     block_title_background_fill="none",
