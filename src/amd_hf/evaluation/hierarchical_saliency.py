@@ -195,9 +195,9 @@ def hierarchical_saliency(image: NDArray[np.uint8]) -> NDArray[np.float32]:
     Source: Yan et al., CVPR 2013.
     """
     layers = [initial_regions(image)]
-    from skimage import color
+    from skimage.color.colorconv import rgb2lab, rgb2luv
 
-    luv, lab = color.rgb2luv(image), color.rgb2lab(image)
+    luv, lab = rgb2luv(image), rgb2lab(image)
     scale = max(image.shape[:2]) / 400
     for side in LAYER_SCALES:
         layers.append(merge_small_regions(layers[-1], luv, max(2, round(side * scale))))
