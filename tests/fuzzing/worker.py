@@ -42,24 +42,24 @@ def main(argv: list[str] | None = None) -> int:
     reports = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     faulthandler.enable()
-    quiet()
     # Temporary files lie where the parent looks for what is left behind.
     tempfile.tempdir = str(args.folder / "temporary")
     Path(tempfile.tempdir).mkdir(parents=True, exist_ok=True)
     args.folder = args.folder.resolve()
     family = open_family(args.family, args.folder / "samples")
+    quiet()
     Runner(family, args.seed, args.folder, reports).run(args.first, args.last)
     return 0
 
 
 def quiet() -> None:
     """One thread, and no warnings or logs: only what comes out of the readers counts."""
-    import torch
-    import transformers
-
-    torch.set_num_threads(1)
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)
+    if "transformers" in sys.modules:
+        transformers = sys.modules["transformers"]
+        transformers.logging.set_verbosity_error()
+        transformers.logging.disable_progress_bar()
     logging.disable(logging.CRITICAL)
     warnings.simplefilter("ignore")
 
