@@ -134,6 +134,30 @@ def test_a_filled_card(template: Path, tiny_model: AMDModel, result_files: list[
     assert limitations < text.index("figures/fails.png") < text.index("## Licenses")
 
 
+def test_protocols_of_one_benchmark_stay_apart(
+    template: Path, tiny_model: AMDModel, result_files: list[Path]
+) -> None:
+    per_image = read_results(result_files[:1])[0]
+    per_video = {
+        **per_image,
+        "protocol": "per-video, 100 steps",
+        "selected": {**per_image["selected"], "J": 0.75},
+    }
+    text = fill_model_card(
+        template,
+        repo_id="org/name",
+        model=tiny_model,
+        provenance=PROVENANCE,
+        results=[per_image, per_video],
+    )
+    [index] = ModelCard(text).data.to_dict()["model-index"]
+    names = [entry["task"]["name"] for entry in index["results"]]
+    assert [name.split("(")[1] for name in names] == ["per-image)", "per-video, 100 steps)"]
+    for entry in index["results"]:
+        metrics = [metric["name"] for metric in entry["metrics"]]
+        assert len(metrics) == len(set(metrics))
+
+
 def test_every_table_of_the_card_is_whole(
     template: Path, tiny_model: AMDModel, result_files: list[Path]
 ) -> None:

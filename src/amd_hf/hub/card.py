@@ -152,6 +152,8 @@ def _eval_results(results: Sequence[Mapping[str, Any]]) -> list[EvalResult]:
             task_name=f"Unsupervised object segmentation ({result['protocol']})",
             dataset_type=result["benchmark"],
             dataset_name=result["title"] + (" (subset)" if result.get("is_subset") else ""),
+            # Results of one data set and configuration would be merged into one entry.
+            dataset_config=result["protocol"],
             metric_type=metric_type,
             metric_name=name,
             metric_value=round(float(result["selected"][key]), 4),
