@@ -27,6 +27,7 @@ from amd_hf.hub.pictures import photo_sheet
 from amd_hf.image_processing_amd import resize_masks
 from amd_hf.pipeline_amd import TASK, ZeroShotObjectSegmentationPipeline
 from amd_hf.training import adapt_to_video
+from amd_hf.training.video_masks import adaptation_preset
 from amd_hf.visualization import (
     contact_sheet,
     flow_to_rgb,
@@ -127,7 +128,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         painters = [
             Painter(
                 adapt_to_video(
-                    model, clip, args.adapt_steps, progress=True, **adaptation_scale(processor)
+                    model,
+                    clip,
+                    args.adapt_steps,
+                    progress=True,
+                    **adaptation_preset("video_mask", adaptation_scale(processor)["short_side"]),
                 ),
                 processor,
             )
