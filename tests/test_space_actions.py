@@ -230,6 +230,14 @@ def test_the_chooser_offers_labels_not_paths(
             models.load_model(label)
 
 
+def test_the_bundled_model_tells_segments_apart() -> None:
+    model, processor = models.load_model(models.BUNDLED)
+    frame = generate_clip(1, 96, 128, 2)[0][0]
+    soft = actions.soft_segments(model, processor, frame)
+    assert soft.shape == (model.config.num_segments, 96, 128)
+    assert (soft.max(axis=0) > 0.3).mean() > 0.5, "segments are told apart, not all the same"
+
+
 def test_the_bundled_model_finds_something(repository: Path) -> None:
     model, processor = models.load_model(models.BUNDLED)
     found = 0
