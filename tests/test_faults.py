@@ -36,7 +36,7 @@ from amd_hf.whole_files import folder_written_aside, written_aside
 
 from .evaluation_data import write_davis
 from .faults.killing import Campaign
-from .faults.workloads import WORKLOADS, Packing, write_checkpoint
+from .faults.workloads import WORKLOADS, Packing, lines_of, write_checkpoint
 from .pretraining_runs import (  # noqa: F401 (fixtures)
     Make,
     StopAfter,
@@ -148,6 +148,19 @@ def test_the_check_sees_half_written_shards(tmp_path: Path) -> None:
     (killed / "packing.json").unlink()
     (killed / "index.json").unlink()
     assert "the unfinished folder opens as a data set" in workload.half_written(whole, killed)
+
+
+def test_a_run_killed_before_its_first_checkpoint(make: Make, whole: Path) -> None:  # noqa: F811
+    args = resumed(make)
+    Path(args.output_dir).mkdir()
+    for name in ("samples_rank_0.txt", "log.jsonl"):  # of a first run that saved nothing
+        lines = (whole / name).read_text().splitlines(keepends=True)
+        (Path(args.output_dir) / name).write_text("".join(lines[:1]) + lines[1][:9])
+    pretrain(args)
+    assert_same_run(args, whole)
+    steps = [line["step"] for line in map(json.loads, lines_of(whole / "log.jsonl"))]
+    log = lines_of(Path(args.output_dir) / "log.jsonl")
+    assert [json.loads(line)["step"] for line in log] == steps
 
 
 def test_a_finetuning_run_killed_in_its_last_moments(tmp_path: Path) -> None:

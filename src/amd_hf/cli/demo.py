@@ -67,10 +67,23 @@ def run(args: argparse.Namespace) -> int:
         app = build_app(args.model, images, videos)
         try:
             app.launch(server_name=args.host, server_port=args.port, inbrowser=args.open, **LAUNCH)
+            end_connections(app)
         except OSError as error:
             print(f"The demo cannot be served: {error}", file=sys.stderr)  # noqa: T201
             return 2
     return 0
+
+
+def end_connections(app: Any) -> None:
+    """Lets the server go although pages are open; each of them holds a connection for ever.
+
+    Args:
+        app: The page, after it was interrupted.
+    """
+    server = getattr(app, "server", None)
+    if server is not None:
+        server.force_exit = True
+        server.thread.join(timeout=10)
 
 
 def make_examples(folder: Path) -> tuple[list[Path], list[Path]]:

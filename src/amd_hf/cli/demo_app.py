@@ -10,6 +10,7 @@ import gradio as gr
 
 from amd_hf.cli import demo_handlers as handlers
 from amd_hf.cli.demo_actions import MAX_ADAPT_STEPS
+from amd_hf.cli.demo_cache import keep_pictures_whole
 from amd_hf.cli.demo_models import offer_models
 from amd_hf.cli.demo_theme import COLORS, INTRO, STYLE, THEME, TITLE
 from amd_hf.cli.demo_uploads import DELETE_CACHE, LIMITS, MAX_UPLOAD_MEGABYTES
@@ -35,6 +36,7 @@ def build_app(
         images: Example images that visitors can try with one click.
         videos: Example videos that visitors can try with one click.
     """
+    keep_pictures_whole()
     labels = offer_models(models)
     with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=DELETE_CACHE) as app:
         with gr.Row(equal_height=False):

@@ -131,6 +131,7 @@ class EngineRun(PretrainingRun, ABC):
         seed_process(args.seed, self.accelerator.process_index)
         if self.checkpoint is not None:
             self.state.load(self.checkpoint)
+        self.state.rewind_samples()
         self.log.rewind(self.progress.step)
         if args.with_tracking:
             self.accelerator.init_trackers(Path(args.output_dir).name, args.to_dict())

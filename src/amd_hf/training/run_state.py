@@ -237,7 +237,6 @@ class RunState:
             run.stream.load_state_dict(rank["stream"])
             run.averager.load_state_dict(rank["averager"], run.accelerator.device)
             set_random_state(rank["random"])
-        self._rewind_samples()
         logger.info("Resumed from %s.", checkpoint)
 
     def _load_ema(self, checkpoint: Path, state: Mapping[str, Any]) -> None:
@@ -261,7 +260,8 @@ class RunState:
         except OSError as error:  # a full disk ends no run: its next checkpoint tries again
             logger.error("%s cannot be written: %s.", self._samples_path, error)
 
-    def _rewind_samples(self) -> None:
+    def rewind_samples(self) -> None:
+        """Drops the samples after the present step, also those of a run without a checkpoint."""
         if not self.run.args.record_samples or not self._samples_path.is_file():
             return
         lines = self._samples_path.read_text(**TEXT).splitlines()
