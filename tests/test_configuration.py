@@ -140,3 +140,21 @@ def test_pipeline_entry_of_a_saved_model_is_ignored_where_the_package_is_install
     # Otherwise transformers asks for trust_remote_code although the pipeline is registered.
     entry = {"zero-shot-object-segmentation": {"impl": "pipeline_amd.Pipeline"}}
     assert not hasattr(AMDConfig.tiny(custom_pipelines=entry), "custom_pipelines")
+
+
+@pytest.mark.parametrize(
+    "fields_of_every_configuration",
+    [{"dtype": "load"}, {"dtype": "\U0001f3a5"}, {"dtype": ["x"]}, {"id2label": "cat"}],
+)
+def test_senseless_fields_of_transformers(fields_of_every_configuration: dict[str, Any]) -> None:
+    """`dtype` would be looked up in torch, whatever it names."""
+    values = {**AMDConfig.tiny().to_dict(), **fields_of_every_configuration}
+    with pytest.raises((ValueError, StrictDataclassFieldValidationError), match=r"dtype|id2label"):
+        AMDConfig.from_dict(values)
+
+
+@pytest.mark.parametrize("text", ["[]", "3", '"text"', "[" * 100_000])
+def test_a_configuration_that_is_no_object(tmp_path: Path, text: str) -> None:
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises((ValueError, OSError), match=str(tmp_path)):
+        AMDConfig.from_pretrained(tmp_path)

@@ -147,7 +147,15 @@ class AMDConfig(PreTrainedConfig):
             # The locally registered pipeline serves this task; a saved entry would make
             # transformers ask for remote code although the package is installed.
             kwargs.pop("custom_pipelines", None)
-        super().__post_init__(**kwargs)
+        try:
+            super().__post_init__(**kwargs)
+        except (TypeError, AttributeError, LookupError) as error:
+            raise ValueError(
+                f"A field of every configuration, such as `dtype` or `id2label`, makes no sense "
+                f"({error}); restore the configuration."
+            ) from error
+        if self.dtype is not None and type(self.dtype).__name__ != "dtype":
+            raise ValueError(f"`dtype` must name a type of torch, got {self.dtype!r}.")
         self._validate_numbers()
         self._validate_segments()
         self._validate_appearance()

@@ -62,7 +62,7 @@ def check_config(config: AMDConfig) -> None:
     Raises:
         AssertionError: If it does not hold.
     """
-    values = [getattr(config, item.name) for item in fields(AMDConfig)]
+    values = [getattr(config, name) for name in AMDConfig.__annotations__]
     numbers = [n for v in values for n in (v if isinstance(v, list) else [v])]
     for number in numbers:
         assert not isinstance(number, float) or math.isfinite(number), f"{number} was accepted"
