@@ -36,7 +36,7 @@ hub-check: $(STAMP)  ## Builds the wheel, installs it into a clean environment a
 	$(BIN)/python scripts/hub_check.py
 
 bench: $(STAMP)  ## Measures speed beside the machine's own limits.
-	$(BIN)/python scripts/benchmark.py
+	$(BIN)/python scripts/benchmark.py --into docs/performance.md
 
 clean:
 	rm -rf $(VENV) build dist demo_output
