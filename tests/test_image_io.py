@@ -7,6 +7,7 @@ import io
 from pathlib import Path
 
 import numpy as np
+import PIL
 import pytest
 import torch
 from hypothesis import given
@@ -58,7 +59,10 @@ def test_modes_are_those_of_pillow(rgb: np.ndarray, mode: str, tmp_path: Path) -
 def test_transparent_pixels_become_white(mode: str) -> None:
     image = Image.new("RGBA", (4, 2), (10, 10, 10, 255))
     image.putpixel((1, 0), (10, 10, 10, 0))
-    result = read_image(image.convert(mode))
+    converted = image.convert(mode)
+    if converted.convert("RGBA").getpixel((1, 0)) == (0, 0, 0, 255):
+        pytest.skip(f"Pillow {PIL.__version__} loses color and opacity on the way to {mode}")
+    result = read_image(converted)
     assert result[0, 1].tolist() == [255, 255, 255]
     assert result[1, 1].tolist() == [10, 10, 10]
 
