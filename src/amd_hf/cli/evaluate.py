@@ -299,7 +299,8 @@ def load_model(model: str | None, device: str | None, *, is_semantic: bool) -> t
     source = model or DEFAULT_CHECKPOINT
     try:
         target = torch.device(device or _best_device())
-    except RuntimeError as error:
+        torch.zeros(1, device=target)
+    except (RuntimeError, AssertionError) as error:
         raise ValueError(f"`--device` must name a torch device, got {device!r}.") from error
     kind: Any = AMDForSemanticSegmentation if is_semantic else AMDModel
     try:
