@@ -2,6 +2,7 @@
 
 import json
 import weakref
+import zipfile
 
 import numpy as np
 import pytest
@@ -264,9 +265,16 @@ class TestResuming:
         assert EvaluationProgress(path, {"threshold": 0.6}).of("model").rows == []
         assert "other settings or weights; starting afresh" in caplog.text
 
-    def test_damaged_state_starts_afresh(self, tmp_path, caplog):
+    @pytest.mark.parametrize("damage", ["cut archive", "cut header of an array"])
+    def test_damaged_state_starts_afresh(self, damage, tmp_path, caplog):
         path = tmp_path / "state"
-        path.write_bytes(b"PK\x03\x04 cut off")
+        if damage == "cut archive":
+            path.write_bytes(b"PK\x03\x04 cut off")
+        else:
+            text = b"{'descr': (1,\n"
+            with zipfile.ZipFile(path, "w") as archive:
+                size = len(text).to_bytes(2, "little")
+                archive.writestr("header.npy", b"\x93NUMPY\x01\x00" + size + text)
         assert EvaluationProgress(path, {}).of("model").rows == []
         assert "Cannot use the unfinished state" in caplog.text
 

@@ -4,7 +4,9 @@ import glob
 import hashlib
 import json
 import logging
+import tokenize
 import zipfile
+import zlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,19 @@ from amd_hf.evaluation.scoring import ScoredRows
 from amd_hf.whole_files import written_aside
 
 logger = logging.getLogger(__name__)
+
+# What NumPy raises for damaged archives; its headers are parsed as Python literals.
+UNREADABLE = (
+    OSError,
+    ValueError,
+    TypeError,
+    KeyError,
+    EOFError,
+    SyntaxError,
+    tokenize.TokenError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 
 
 class EvaluationProgress:
@@ -57,7 +72,7 @@ class EvaluationProgress:
                     name: _split(state[f"thumbnails/{name}"], sizes)
                     for name, sizes in header["thumbnail_sizes"].items()
                 }
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        except UNREADABLE as error:
             logger.warning("Cannot use the unfinished state %s (%s); starting afresh.", path, error)
             return
         if header["identity"] != self.identity:
