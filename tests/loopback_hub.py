@@ -15,6 +15,7 @@ import base64
 import hashlib
 import json
 import re
+import sys
 import threading
 from collections import Counter
 from dataclasses import dataclass
@@ -372,3 +373,8 @@ def connect(hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch, cache: Path) -> N
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_TELEMETRY", True)
     monkeypatch.setattr(hf_api.api, "endpoint", hub.endpoint)
     monkeypatch.setattr(transformers_hub, "_hf_api", None, raising=False)  # made on first use
+    if "datasets" in sys.modules:  # otherwise it reads the environment when it is imported
+        from datasets import config
+
+        monkeypatch.setattr(config, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(config, "HF_ENDPOINT", hub.endpoint)

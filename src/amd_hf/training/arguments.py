@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -160,7 +161,7 @@ class PretrainingArguments:
             if value not in allowed:
                 names = ", ".join(choice for choice in allowed if choice)
                 raise ValueError(f"`{name}` must be one of {names}, got {value!r}.")
-        if self.config_name not in CONFIG_NAMES and not Path(self.config_name).is_dir():
+        if self.config_name not in CONFIG_NAMES and not os.path.isdir(self.config_name):
             raise ValueError(
                 f"`config_name` must be one of {', '.join(CONFIG_NAMES)} or a folder with a "
                 f"config.json, got {self.config_name!r}, which is neither."
