@@ -129,8 +129,8 @@ def test_masks_of_zero_mass(height: float) -> None:
         model.segment_classifier.bias[0] = height
     outputs = model(pixel_values=pair_of("unrelated noise", model.config).repeat(2, 1, 1, 1, 1))
     masks = outputs.segment_masks
-    # exp(-100) is a subnormal number, which is zero or not by the mode of the processor; a mass below
-    # the smallest normal number is none for the pooling.
+    # exp(-100) is subnormal, which is zero or not by the mode of the processor; a mass below the
+    # smallest normal number is none for the pooling.
     assert float(masks[:, :, 1:].detach().max()) < torch.finfo(torch.float32).tiny
     assert torch.isfinite(outputs.segment_motion_12).all()
     assert_finite_step(model, outputs.loss)
