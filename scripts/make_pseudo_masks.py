@@ -4,11 +4,12 @@
 # ///
 r"""Make a data set with pseudo-masks of moving objects for the `pseudo_mask` stage of pre-training.
 
-    python scripts/make_pseudo_masks.py --dataset SHARDS --output_dir MASKS_1
-    python scripts/make_pseudo_masks.py --dataset SHARDS --output_dir MASKS_2 \
+    python scripts/make_pseudo_masks.py --dataset SHARDS --output_dir MASKS_1 --use_saliency
+    python scripts/make_pseudo_masks.py --dataset SHARDS --output_dir MASKS_2 --use_saliency \
         --model_name_or_path RUN_1
 
-No labels: the first form uses classical motion alone, the second adds what a trained model sees.
+No labels: classical motion, with `--use_saliency` a classical prior on single frames beside it, and
+with `--model_name_or_path` what a trained model sees.
 Run again after an interruption, it goes on after the last whole shard.
 """
 
@@ -34,6 +35,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--output_dir", required=True, help="folder of the shards with masks")
     add("--model_name_or_path", default=None, help="model whose masks are added to motion")
     add("--short_side", type=int, default=defaults.short_side, help="input size of the model")
+    add("--use_saliency", action="store_true", help="add saliency of the single frame to motion")
     add("--clips_per_shard", type=int, default=defaults.clips_per_shard)
     add("--num_workers", type=int, default=0, help="processes; 0: none but this one")
     return parser.parse_args()
@@ -48,7 +50,10 @@ def main() -> int:
     """Writes the data set; returns the exit code."""
     arguments = parse_arguments()
     settings = PseudoMaskSettings(
-        arguments.model_name_or_path, arguments.short_side, arguments.clips_per_shard
+        arguments.model_name_or_path,
+        arguments.short_side,
+        arguments.use_saliency,
+        arguments.clips_per_shard,
     )
     try:
         source = open_source(source_of(arguments.dataset))

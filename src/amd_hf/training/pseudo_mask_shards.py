@@ -24,6 +24,7 @@ from amd_hf.data.sources import ClipSource
 from amd_hf.image_io_amd import open_image
 from amd_hf.modeling_amd import AMDModel
 from amd_hf.training.pseudo_masks import (
+    background_saliency,
     is_plausible,
     motion_evidence,
     object_masks,
@@ -43,11 +44,13 @@ class PseudoMaskSettings:
     Attributes:
         model_name_or_path: The model whose masks are added to motion; None uses motion alone.
         short_side: Short side at which the model looks at the frames, in pixels.
+        use_saliency: Whether saliency of the single frame is added to motion.
         clips_per_shard: Clips of the source of every shard.
     """
 
     model_name_or_path: str | None = None
     short_side: int = 160
+    use_saliency: bool = False
     clips_per_shard: int = 250
 
 
@@ -207,7 +210,7 @@ def _write_shard(
             except DECODE_ERRORS:
                 counts.skip("unreadable")
                 continue
-            masks = list(_masks(frames, model, settings.short_side))
+            masks = list(_masks(frames, model, settings))
             if all(mask is None for mask in masks):
                 counts.skip("no_plausible_object")
                 continue
@@ -226,16 +229,20 @@ def _write_shard(
     return counts
 
 
-def _masks(frames: Tensor, model: AMDModel | None, short_side: int) -> Iterator[Tensor | None]:
+def _masks(
+    frames: Tensor, model: AMDModel | None, settings: PseudoMaskSettings
+) -> Iterator[Tensor | None]:
     """Yields the soft mask of each frame, or None where it shows no plausible object."""
-    seen = object_masks(model, frames, short_side) if model is not None else None
-    for index in range(len(frames)):
+    seen = object_masks(model, frames, settings.short_side) if model is not None else None
+    for index, frame in enumerate(frames):
         # Both neighbors, or the two frames that follow at the clip's ends.
         near = sorted(range(len(frames)), key=lambda other: abs(other - index))[1:3]
-        evidence = motion_evidence(frames[index], frames[near])
-        mask = pseudo_mask(evidence, seen[index] if seen is not None else None)
-        if seen is not None and bool((mask > 0.5).any()):
-            mask = refine_by_color(frames[index], mask)
+        evidence = motion_evidence(frame, frames[near])
+        saliency = background_saliency(frame) if settings.use_saliency else None
+        mask = pseudo_mask(evidence, seen[index] if seen is not None else None, saliency)
+        is_motion_alone = seen is None and saliency is None
+        if not is_motion_alone and bool((mask > 0.5).any()):
+            mask = refine_by_color(frame, mask)
         yield mask if is_plausible(mask, evidence) else None
 
 

@@ -1,9 +1,10 @@
-"""Object masks of training frames without labels: what moves on its own, and what a model sees.
+"""Object masks of training frames without labels: what moves, what stands out, what a model sees.
 
-A departure from the paper for small data. In the first round the masks come from classical motion
-alone (two flows per frame, see `classical_motion`). A model trained on them has learned what such
-objects look like and errs elsewhere than motion does; in later rounds both are added as evidence
-(log odds), and the next model learns from the sum.
+A departure from the paper for small data. Three witnesses err in different places, and what they
+say is added as evidence (log odds): classical motion (two flows per frame, see `classical_motion`);
+saliency of the single frame, a classical prior by which the background is what is connected to the
+image's border; and, in later rounds, a model that was trained on the masks of the round before.
+Any of them can be left out; motion alone is the plain form.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from amd_hf.evaluation.superpixels import robust_background_saliency
 from amd_hf.training.classical_motion import (
     RESIDUAL_HIGH,
     RESIDUAL_LOW,
@@ -30,6 +32,10 @@ from amd_hf.training.objectives import Batch, output_statistics, register_object
 # Log odds per unit of evidence: of the model's object segment, and of the logarithm of the motion
 # ratio above its middle (RESIDUAL_LOW + RESIDUAL_HIGH) / 2. Chosen on the development sequences.
 MODEL_WEIGHT = 2.0
+# Of the log odds of saliency above its middle; saliency is never more certain than the margin.
+SALIENCY_WEIGHT = 2.0
+SALIENCY_MIDDLE = 0.5
+SALIENCY_MARGIN = 0.02
 MOTION_WEIGHT = 4.5
 MAX_MOTION_EVIDENCE = 4.5
 # Weight of pixels inside of a pseudo-mask relative to the others: it is nearly whole already.
@@ -89,23 +95,53 @@ def flow_evidence(flows: Tensor) -> MotionEvidence:
     return MotionEvidence(geometric_mean(ratio), geometric_mean(residual))
 
 
-def pseudo_mask(evidence: MotionEvidence, object_mask: Tensor | None = None) -> Tensor:
+def background_saliency(frame: Tensor) -> Tensor:
+    """Returns how little each pixel of a frame is connected to the image's border.
+
+    Args:
+        frame: RGB frame in [0, 1], shape (3, H, W).
+
+    Returns:
+        Saliency in [0, 1], shape (H, W).
+
+    Raises:
+        ImportError: If scikit-image is not installed.
+
+    Source: robust background detection, Zhu et al., CVPR 2014; no learned part.
+    """
+    pixels = (frame * 255.0).round().to(torch.uint8).permute(1, 2, 0).contiguous()
+    return torch.from_numpy(robust_background_saliency(pixels.numpy()))
+
+
+def pseudo_mask(
+    evidence: MotionEvidence, object_mask: Tensor | None = None, saliency: Tensor | None = None
+) -> Tensor:
     """Returns the probability that a pixel shows an object.
 
     Args:
         evidence: What moves, of shape (H, W).
-        object_mask: Soft object mask in [0, 1] of a model, of the same shape; None uses motion
-            alone.
+        object_mask: Soft object mask in [0, 1] of a model, of the same shape; None leaves it out.
+        saliency: Saliency in [0, 1] of the same shape, as `background_saliency` gives it; None
+            leaves it out.
 
     Returns:
-        Probability in [0, 1], shape (H, W).
+        Probability in [0, 1], shape (H, W); of motion alone where both are None.
     """
-    if object_mask is None:
+    if object_mask is None and saliency is None:
         return ((evidence.ratio - RESIDUAL_LOW) / (RESIDUAL_HIGH - RESIDUAL_LOW)).clamp(0.0, 1.0)
     middle = math.log((RESIDUAL_LOW + RESIDUAL_HIGH) / 2)
-    motion = MOTION_WEIGHT * (evidence.ratio.log() - middle)
-    motion = motion.clamp(-MAX_MOTION_EVIDENCE, MAX_MOTION_EVIDENCE)
-    return (MODEL_WEIGHT * object_mask.float().logit(eps=1e-4) + motion).sigmoid()
+    odds = MOTION_WEIGHT * (evidence.ratio.log() - middle)
+    odds = odds.clamp(-MAX_MOTION_EVIDENCE, MAX_MOTION_EVIDENCE)
+    if object_mask is not None:
+        odds = odds + MODEL_WEIGHT * object_mask.float().logit(eps=1e-4)
+    if saliency is not None:
+        above = saliency.float().logit(eps=SALIENCY_MARGIN) - _logit(SALIENCY_MIDDLE)
+        odds = odds + SALIENCY_WEIGHT * above
+    return odds.sigmoid()
+
+
+def _logit(probability: float) -> float:
+    return math.log(probability / (1.0 - probability))
 
 
 def refine_by_color(frame: Tensor, mask: Tensor) -> Tensor:
@@ -270,6 +306,7 @@ def _config(model: nn.Module) -> Any:
 
 __all__ = [
     "MotionEvidence",
+    "background_saliency",
     "flow_evidence",
     "is_plausible",
     "motion_evidence",
