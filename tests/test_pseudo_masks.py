@@ -21,6 +21,7 @@ from amd_hf.training.pretraining import pretrain
 from amd_hf.training.pseudo_mask_shards import PseudoMaskSettings, write_pseudo_masks
 from amd_hf.training.pseudo_masks import (
     MotionEvidence,
+    background_saliency,
     is_plausible,
     motion_evidence,
     object_masks,
@@ -86,6 +87,52 @@ def test_model_and_motion_add_up_as_log_odds() -> None:
     # Certain motion does not drown a certain model: its evidence is bounded.
     fast = MotionEvidence(torch.full((2, 2), 100.0), torch.ones(2, 2))
     assert pseudo_mask(fast, torch.full((2, 2), 0.01)).max() < 0.5
+
+
+def test_saliency_is_one_more_witness_in_log_odds() -> None:
+    middle = MotionEvidence(torch.full((2, 2), 3.0), torch.ones(2, 2))
+    seen = torch.full((2, 2), 0.7)
+    without = pseudo_mask(middle, seen).logit()
+    for saliency in (0.2, 0.5, 0.9):
+        added = pseudo_mask(middle, seen, torch.full((2, 2), saliency)).logit() - without
+        assert torch.allclose(added, 2.0 * torch.tensor(saliency).logit(), atol=1e-3)
+    # Without a model, motion and saliency decide; none of them alone is certain.
+    for saliency in (0.0, 1.0):
+        alone = pseudo_mask(middle, saliency=torch.full((2, 2), saliency))
+        assert 0.0 < float(alone[0, 0]) < 1.0
+        assert (float(alone[0, 0]) > 0.5) == bool(saliency)
+
+
+def test_saliency_is_high_on_what_the_border_does_not_reach() -> None:
+    truth = torch.zeros(60, 80, dtype=torch.bool)
+    truth[20:40, 30:55] = True
+    frame = torch.where(truth, torch.tensor([0.9, 0.2, 0.2]).view(3, 1, 1), 0.3)
+    saliency = background_saliency(frame)
+    assert saliency.shape == truth.shape
+    assert saliency.dtype == torch.float32
+    assert saliency[truth].mean() > 0.8
+    assert saliency[~truth].mean() < 0.2
+
+
+def test_saliency_keeps_an_object_that_motion_finds_in_part(tmp_path: Path) -> None:
+    """Shards with and without it: saliency raises the agreement with the exact masks."""
+    source = open_source(_folder_of_clips(tmp_path / "clips", 8))
+    scores = {}
+    for use_saliency in (False, True):
+        folder = tmp_path / f"masks_{use_saliency}"
+        index = write_pseudo_masks(source, folder, PseudoMaskSettings(use_saliency=use_saliency))
+        assert index["settings"]["use_saliency"] is use_saliency
+        masks = ObjectMasks(folder)
+        found = []
+        for number in range(8):
+            truth = generate_clip(3, HEIGHT, WIDTH, number)[1]
+            key = source.clip(number).key.replace("/", "__")
+            mask = masks.mask(key, 1)
+            if mask is not None:
+                found.append(_iou(mask / 255.0, truth[1]))
+        scores[use_saliency] = found
+    assert len(scores[True]) >= 6
+    assert np.mean(scores[True]) > np.mean(scores[False]) + 0.1
 
 
 @pytest.mark.parametrize("case", ["good", "small", "large", "border", "still"])

@@ -3,7 +3,8 @@
 A departure from the paper. From few training videos, five translations explain the camera's motion
 first, and minimizing the photometric loss on a test video lets the object grow into its
 surroundings. A whole video knows more than a pair: what moves against the camera now and then, what
-the model sees in single frames, where both go along the optical flow, and which colors they have.
+stands out in single frames, what the model sees in them, where all of it goes along the optical
+flow, and which colors it has.
 These are fused into one soft object mask per frame, and the appearance pathway is fitted to them.
 No labels, no other weights, no flow network (classical DIS flow).
 """
@@ -21,7 +22,12 @@ from amd_hf.image_io_amd import MIN_SIDE
 from amd_hf.training.classical_motion import MovingObject, classical_flow, resize_probability
 from amd_hf.training.moving_objects import moving_object_loss, pair_objective
 from amd_hf.training.objectives import OBJECTIVES
-from amd_hf.training.pseudo_masks import flow_evidence, object_masks, pseudo_mask
+from amd_hf.training.pseudo_masks import (
+    background_saliency,
+    flow_evidence,
+    object_masks,
+    pseudo_mask,
+)
 from amd_hf.warping_amd import backward_warp
 
 # Short side at which evidence is fused; flow is computed at the frames' own size.
@@ -55,13 +61,17 @@ class VideoMaskObjective:
     Attributes:
         color_weight: Weight of the color evidence of the whole video; 0 leaves it out.
         smoothing_rounds: Rounds of averaging along the flow; 0 leaves it out.
+        use_saliency: Whether saliency of the single frames is added to motion and model.
 
     Raises:
         ValueError: If a weight or a number is negative.
     """
 
     def __init__(
-        self, color_weight: float = COLOR_WEIGHT, smoothing_rounds: int = SMOOTHING_ROUNDS
+        self,
+        color_weight: float = COLOR_WEIGHT,
+        smoothing_rounds: int = SMOOTHING_ROUNDS,
+        use_saliency: bool = True,
     ) -> None:
         if color_weight < 0 or smoothing_rounds < 0:
             raise ValueError(
@@ -70,6 +80,7 @@ class VideoMaskObjective:
             )
         self.color_weight = color_weight
         self.smoothing_rounds = smoothing_rounds
+        self.use_saliency = use_saliency
 
     def video_targets(self, model: nn.Module, frames: Mapping[int, Tensor]) -> dict[int, Tensor]:
         """Soft object masks of all frames; `adapt_to_video` calls it once, before the first step.
@@ -82,7 +93,7 @@ class VideoMaskObjective:
             Frame number -> mask in [0, 1] of shape (h, w), float32, on the CPU.
         """
         numbers = list(frames)
-        masks, flows = _frame_masks(model, frames)
+        masks, flows = _frame_masks(model, frames, self.use_saliency)
         masks = smooth_along_flow(masks, flows, _neighbors(numbers), self.smoothing_rounds)
         if self.color_weight:
             small = torch.cat(
@@ -158,7 +169,9 @@ def _reduced_flow(flow: Tensor, size: tuple[int, int]) -> Tensor:
     return F.adaptive_avg_pool2d(flow, size) * scale
 
 
-def _frame_masks(model: Any, frames: Mapping[int, Tensor]) -> tuple[Tensor, Tensor]:
+def _frame_masks(
+    model: Any, frames: Mapping[int, Tensor], use_saliency: bool
+) -> tuple[Tensor, Tensor]:
     """Masks (N, h, w) of single frames, and flows (M, 2, h, w) of their `_neighbors`."""
     numbers = list(frames)
     height, width = frames[numbers[0]].shape[-2:]
@@ -176,11 +189,13 @@ def _frame_masks(model: Any, frames: Mapping[int, Tensor]) -> tuple[Tensor, Tens
         others = [there for first, there in pairs if first == here]
         if not others:  # nothing to compare it with: the model's word stands alone
             continue
+        frame = frames[number].float() / 255.0
         second = torch.stack([frames[numbers[there]] for there in others]).float() / 255.0
-        flow = classical_flow((frames[number].float() / 255.0).expand_as(second), second)
+        flow = classical_flow(frame.expand_as(second), second)
         evidence = flow_evidence(flow)
         seen = F.interpolate(fused[here].view(1, 1, *size), (height, width), mode="bilinear")
-        mask = pseudo_mask(evidence, seen.view(height, width))
+        saliency = background_saliency(frame) if use_saliency else None
+        mask = pseudo_mask(evidence, seen.view(height, width), saliency)
         fused[here] = resize_probability(mask.unsqueeze(0), size)[0]
         flows.append(_reduced_flow(flow, size))
     return fused, torch.cat(flows) if flows else torch.empty(0, 2, *size)
