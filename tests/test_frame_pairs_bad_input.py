@@ -259,6 +259,19 @@ def test_zip_bomb_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         list(frame_pairs(tmp_path / "bomb.zip", counter=counter))
 
 
+def test_a_clip_that_is_in_a_shard_twice_is_counted(shard: Path, tmp_path: Path) -> None:
+    double = tmp_path / "double.tar"
+    with tarfile.open(shard) as source, tarfile.open(double, "w") as archive:
+        members = source.getmembers()
+        for info in [*members, members[0]]:
+            archive.addfile(info, source.extractfile(info))
+    counter = SkipCounter()
+    streamed = list(frame_pairs(double, shuffle=False, counter=counter))
+    assert len(streamed) == len(list(frame_pairs(shard, shuffle=False)))
+    assert counter.as_dict()["unreadable"] == 1
+    assert f"{members[0].name} is in double.tar twice" in counter.latest
+
+
 def test_broken_json_of_a_clip(shard: Path) -> None:
     data = shard.read_bytes()
     position = data.index(b'{"video"')

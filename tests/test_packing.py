@@ -87,6 +87,21 @@ def test_result_does_not_depend_on_workers_or_source_kind(tmp_path: Path) -> Non
     assert min(Image.open(io.BytesIO(frame)).size) == 32
 
 
+def test_shards_are_packed_again_with_all_their_clips(tmp_path: Path) -> None:
+    """Clips of shards whose source states no frame rate all start at frame 0."""
+    root = write_videos(tmp_path / "clips", {"alpha": 9, "beta": 6}, layout=".")
+    settings = PackingSettings(min_difference=0.0)
+    pack_clips(open_source(root), tmp_path / "first", settings)
+    index = pack_clips(open_source(tmp_path / "first"), tmp_path / "again", settings)
+    assert index["clips"] == len(open_source(tmp_path / "again")) == 5
+    first, again = shard_clips(tmp_path / "first"), shard_clips(tmp_path / "again")
+
+    def frames(clips: dict[str, dict[str, bytes]]) -> list[tuple[bytes, ...]]:
+        return sorted(tuple(members[f"f{n}.jpg"] for n in range(3)) for members in clips.values())
+
+    assert frames(first) == frames(again)
+
+
 def test_video_file_to_shards(tmp_path: Path) -> None:
     frames = write_video_file(tmp_path / "clip.mp4", num_frames=10)
     index = pack_clips(

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import tarfile
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby, pairwise
@@ -113,6 +114,7 @@ def make_part(
     # By rename: the worker of a killed run may still be writing the same part.
     path = parts / f"{number:06d}.tar"
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    uses: Counter[str] = Counter()
     with tarfile.open(partial, "w", format=tarfile.GNU_FORMAT) as archive:
         for index, start, encoded in _read_windows(source, windows, settings):
             try:
@@ -122,6 +124,9 @@ def make_part(
                 skipped[error.reason] = skipped.get(error.reason, 0) + 1
                 continue
             key = f"{_flat_name(video)}__{meta['start']:06d}"
+            uses[key] += 1
+            if uses[key] > 1:  # clips of shards without frame numbers all start at frame 0
+                key = f"{key}-{uses[key]}"
             _add_clip(archive, key, frames, meta)
             report["clips"] += 1
             report.update(fps=meta.get("fps"), height=meta["height"], width=meta["width"])

@@ -137,8 +137,11 @@ class TarShardSource(ClipSource):
                 key = f"{folder}/{stem}" if folder else stem
                 match = FRAME_SUFFIX.match(suffix)
                 if match is not None or suffix == "json":
-                    frames = samples.setdefault(key, ({}, None))[0]
-                    if match is not None:
+                    frames, meta = samples.setdefault(key, ({}, None))
+                    is_double = meta is not None if match is None else int(match[1]) in frames
+                    if is_double:
+                        self.leave_out("unreadable", f"{member.name} is in {path.name} twice")
+                    elif match is not None:
                         frames[int(match[1])] = member
                     else:
                         samples[key] = (frames, member)
