@@ -8,8 +8,13 @@ from typing import Any
 
 import pytest
 
+from amd_hf.data.frame_pairs import open_source
+from amd_hf.data.semantic_images import parse_label_names
+from amd_hf.training.arguments import PretrainingArguments
 from amd_hf.training.checkpointing import CheckpointError
 from amd_hf.training.command_line import run_command
+from amd_hf.training.data_stream import source_of
+from amd_hf.training.finetuning_arguments import FinetuningArguments
 from amd_hf.training.interrupts import DataStreamError
 from amd_hf.training.options import option, parser_for
 
@@ -72,3 +77,32 @@ def test_a_wrong_flag_is_refused(words: list[str], capsys: pytest.CaptureFixture
     with pytest.raises(SystemExit, match="2"):
         parser_for(Options, "Options.").parse_args(words)
     assert "error:" in capsys.readouterr().err
+
+
+TOO_LONG = "x" * 300  # no file can have this name
+
+
+@pytest.mark.parametrize("option_name", ["config_name", "resume_from_checkpoint"])
+@pytest.mark.parametrize(
+    ("kind", "required"),
+    [
+        (PretrainingArguments, {"dataset": "generated"}),
+        (FinetuningArguments, {"dataset_name": "folder"}),
+    ],
+)
+def test_names_that_no_file_can_have_are_refused(
+    kind: type[Any], required: dict[str, str], option_name: str
+) -> None:
+    with pytest.raises(ValueError, match=f"`{option_name}` must be"):
+        kind(**required, output_dir="out", **{option_name: TOO_LONG})
+
+
+def test_sources_that_no_file_can_be_are_refused() -> None:
+    assert source_of(f"{TOO_LONG},generated") == [TOO_LONG, "generated"]
+    with pytest.raises(ValueError, match="does not exist; check the path"):
+        open_source(f"{TOO_LONG}.zip")
+
+
+def test_many_class_names_are_no_file() -> None:
+    names = [f"class number {number}" for number in range(150)]
+    assert list(parse_label_names(",".join(names))) == names

@@ -2,6 +2,7 @@
 
 import difflib
 import logging
+import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -54,7 +55,7 @@ def open_benchmark(
     if reader is None:
         raise ValueError(f"Unknown benchmark {name!r}; {_suggestion(name, BENCHMARK_NAMES)}")
     folder = Path(root).expanduser()
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise ValueError(f"The folder {folder} of {name} does not exist; pass its path.")
     benchmark = reader(folder)
     if not benchmark.is_complete:

@@ -171,7 +171,7 @@ def open_source(source: Source | Any, *, split: str = "train", block_clips: int 
         return HubClips(source, split, block_clips)
     name = os.fspath(source)
     path = Path(name).expanduser()
-    if path.exists():
+    if os.path.exists(path):  # false, not an error, for names that no file can have
         return _open_path(path, split)
     if name == GENERATED or name.startswith(f"{GENERATED}:"):
         return _open_generated(name)
@@ -190,7 +190,7 @@ def _open_all(sources: Sequence[Any], split: str) -> ClipSource:
     tars = [Path(entry).expanduser() for entry in sources if _is_tar(entry)]
     opened: list[ClipSource] = []
     if tars:
-        missing = [str(path) for path in tars if not path.is_file()]
+        missing = [str(path) for path in tars if not os.path.isfile(path)]
         if missing:
             raise ValueError(f"`source` {missing[0]!r} does not exist; check the path.")
         opened.append(TarShardSource(tars, split))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -208,9 +209,10 @@ def parse_label_names(text: str) -> tuple[str, ...]:
         ValueError: If a name is empty or double, or the ids are not 0, 1, 2, ...
     """
     path = Path(text)
-    if path.suffix == ".json" and path.is_file():
+    is_file = os.path.isfile(text)  # false, not an error, for a list longer than a name can be
+    if path.suffix == ".json" and is_file:
         names = _names_of_json(read_text(path), text)
-    elif path.is_file():
+    elif is_file:
         names = [line.strip() for line in read_text(path).splitlines()]
         names = [name for name in names if name]
     else:

@@ -11,7 +11,6 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from amd_hf.training.options import check_finite, option, parser_for
@@ -214,18 +213,17 @@ class PretrainingArguments:
                 "`restart_data_stream` needs `resume_from_checkpoint`; a fresh run has no stream "
                 "to restart."
             )
-        if self.push_to_hub and not Path(self.model_card_template).is_file():
+        if self.push_to_hub and not os.path.isfile(self.model_card_template):
             raise ValueError(
                 "`push_to_hub` needs `model_card_template`, got "
                 f"{self.model_card_template!r}, which is no file; pass the one of the repository."
             )
-        if self.resume_from_checkpoint not in (None, LATEST):
-            checkpoint = Path(str(self.resume_from_checkpoint))
-            if not checkpoint.is_dir():
-                raise ValueError(
-                    f"`resume_from_checkpoint` must be `latest` or an existing step_N folder, got "
-                    f"{self.resume_from_checkpoint!r}."
-                )
+        resumed = self.resume_from_checkpoint
+        if resumed not in (None, LATEST) and not os.path.isdir(str(resumed)):
+            raise ValueError(
+                f"`resume_from_checkpoint` must be `latest` or an existing step_N folder, got "
+                f"{resumed!r}."
+            )
 
     def frame_gap_range(self) -> tuple[int, int]:
         """The smallest and the largest distance of the two frames of a pair, in frames.

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -34,7 +34,7 @@ MASK_STAGE = "pseudo_mask"
 def source_of(text: str) -> str | list[str]:
     """The source that an option names: a path or Hub id, or several separated by commas."""
     parts = [part.strip() for part in text.split(",") if part.strip()]
-    return text if Path(text).exists() or len(parts) < 2 else parts
+    return text if os.path.exists(text) or len(parts) < 2 else parts
 
 
 def build_transform(

@@ -7,9 +7,9 @@ alone, so the number of batches is all that a checkpoint needs.
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -106,7 +106,7 @@ def _open_splits(args: FinetuningArguments) -> tuple[LabelledImages, LabelledIma
     coding = MaskCoding(
         args.ignore_index if args.ignore_index >= 0 else None, args.do_reduce_labels
     )
-    is_folder = Path(args.dataset_name).is_dir()
+    is_folder = os.path.isdir(args.dataset_name)
     train, validation = (_folder_splits if is_folder else _hub_splits)(args, coding)
     if validation is not None:
         return train, validation

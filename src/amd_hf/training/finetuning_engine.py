@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 from amd_hf.training.arguments import CONFIG_NAMES, LATEST, PRECISIONS, SCHEDULES
@@ -95,7 +95,7 @@ class EngineArguments:
         self._check_start()
 
     def _check_start(self) -> None:
-        if self.config_name not in CONFIG_NAMES and not Path(self.config_name).is_dir():
+        if self.config_name not in CONFIG_NAMES and not os.path.isdir(self.config_name):
             raise ValueError(
                 f"`config_name` must be one of {', '.join(CONFIG_NAMES)} or a folder with a "
                 f"config.json, got {self.config_name!r}, which is neither."
@@ -106,7 +106,7 @@ class EngineArguments:
                 "to restart."
             )
         resumed = self.resume_from_checkpoint
-        if resumed not in (None, LATEST) and not Path(str(resumed)).is_dir():
+        if resumed not in (None, LATEST) and not os.path.isdir(str(resumed)):
             raise ValueError(
                 f"`resume_from_checkpoint` must be `latest` or an existing step_N folder, got "
                 f"{resumed!r}."
