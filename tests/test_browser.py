@@ -22,6 +22,7 @@ from .space_server import SPACE, SpaceServer, space_server
 
 pytest.importorskip("gradio", reason="the demo extra is not installed")
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+pytest.importorskip("cv2", reason="OpenCV is not installed")  # the page then offers no choice
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "chrome"))), None)
 if CHROMIUM is None:
@@ -156,12 +157,19 @@ def test_an_example_runs_at_once(page: Any) -> None:
 
 def test_a_video_is_adapted_and_plays(page: Any, view: str, clip: Path) -> None:
     tab = open_video_tab(page)
+    choice = tab.locator("#objective")
+    assert choice.get_by_label("Masks of the whole video").is_checked()
+    assert no_sideways_scroll(page)
+    keep_picture(page, f"{view}-video-start")
+    if view == "phone":  # each choice is seen through once
+        choice.get_by_label("Published loss").check()
     upload(tab, clip)
     tab.get_by_label("Adaptation steps").first.fill("5")
     tab.get_by_label("Adaptation steps").first.press("Enter")
     tab.get_by_role("button", name="Find the object").click()
     page.wait_for_selector("#objects video")
-    page.locator("#video-note", has_text="8 frames, 5 adaptation steps").wait_for()
+    chosen = "masks of the whole video" if view == "desktop" else "published loss"
+    page.locator("#video-note", has_text=f"8 frames, 5 adaptation steps ({chosen})").wait_for()
     page.wait_for_function(
         "() => { const v = document.querySelector('#objects video');"
         " if (v.paused) v.play(); return v.videoWidth === 320 && v.currentTime > 0.1; }"
@@ -170,13 +178,18 @@ def test_a_video_is_adapted_and_plays(page: Any, view: str, clip: Path) -> None:
     keep_picture(page, f"{view}-video")
 
 
-def test_stop_ends_the_work(page: Any, clip: Path, server: SpaceServer) -> None:
+@pytest.mark.parametrize("waits_for", [r"Looking at the whole video", r"step \d+ of 100"])
+def test_stop_ends_the_work(page: Any, tmp_path: Path, server: SpaceServer, waits_for: str) -> None:
+    clip = tmp_path / "long.mp4"
+    with VideoWriter(clip, 12) as writer:  # long enough that its masks take some seconds
+        for frame in generate_clip(32, 96, 160, 2)[0]:
+            writer.write(frame)
     tab = open_video_tab(page)
     upload(tab, clip)
     tab.get_by_label("Adaptation steps").first.fill("100")
     tab.get_by_label("Adaptation steps").first.press("Enter")
     tab.get_by_role("button", name="Find the object").click()
-    page.get_by_text(re.compile(r"step \d+ of 100")).first.wait_for()
+    page.get_by_text(re.compile(waits_for)).first.wait_for()
     tab.get_by_role("button", name="Stop").click()
     page.locator("#video-note", has_text="Stopped; nothing was kept").wait_for()
     assert page.locator("#objects video").count() == 0

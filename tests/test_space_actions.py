@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from amd_hf import DEFAULT_CHECKPOINT, AMDConfig, AMDImageProcessor, AMDModel
@@ -200,19 +199,6 @@ def test_the_result_has_every_frame_once_and_in_order(
     assert result.object_share == pytest.approx(np.mean(masks) / 255)
     for video in (result.object_video, result.segment_video):
         assert [f.shape for f in FrameStream(video)] == [(64, 192, 3)] * num_frames
-
-
-def test_adaptation_changes_a_copy_and_reports(tiny_model: AMDModel) -> None:
-    frames = list(generate_clip(4, 64, 96, 0)[0])
-    before = {name: weight.clone() for name, weight in tiny_model.state_dict().items()}
-    said: list[str] = []
-    processor = AMDImageProcessor(size={"shortest_edge": 48})
-    adapted = actions.adapt(tiny_model, processor, frames, 2, lambda share, text: said.append(text))
-    assert said[-1] == "Adapting to this video: step 2 of 2"
-    assert all(torch.equal(before[n], w) for n, w in tiny_model.state_dict().items())
-    assert any(not torch.equal(before[n], w) for n, w in adapted.state_dict().items())
-    with pytest.raises(ValueError, match="1 to 100 steps"):
-        actions.adapt(tiny_model, processor, frames, 101, silent)
 
 
 def test_the_chooser_offers_labels_not_paths(

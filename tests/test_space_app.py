@@ -26,6 +26,7 @@ from .space_server import SPACE, SpaceServer, space_server
 
 pytest.importorskip("gradio", reason="the demo extra is not installed")
 gradio_client = pytest.importorskip("gradio_client", reason="gradio_client is not installed")
+pytest.importorskip("cv2", reason="OpenCV is not installed")  # test_space_adaptation goes without
 
 # gradio_client leaves its event stream to the garbage collector.
 VIDEO = "/segment_video"
@@ -92,15 +93,45 @@ def test_an_image_by_its_api_name(client: Any) -> None:
     assert "object" in note
 
 
-def test_a_video_by_its_api_name(client: Any, clip: Path) -> None:
+@pytest.mark.parametrize(
+    ("choice", "wanted"),
+    [
+        ({}, "masks of the whole video"),
+        ({"objective": "video_mask"}, "masks of the whole video"),
+        ({"objective": "segment_flow"}, "published loss"),
+    ],
+    ids=["default", "video_mask", "segment_flow"],
+)
+def test_a_video_by_its_api_name(
+    client: Any, clip: Path, choice: dict[str, str], wanted: str
+) -> None:
     objects, flow, masks, note = client.predict(
-        gradio_client.handle_file(str(clip)), 2, api_name="/segment_video"
+        gradio_client.handle_file(str(clip)), 2, api_name="/segment_video", **choice
     )
     for video in (objects, flow):
         assert [frame.shape for frame in FrameStream(video)] == [(64, 192, 3)] * 4
     with zipfile.ZipFile(masks) as archive:
         assert len(archive.namelist()) == 4
-    assert note.startswith("4 frames, 2 adaptation steps")
+    assert note.startswith(f"4 frames, 2 adaptation steps ({wanted}); the object covers")
+
+
+@pytest.mark.parametrize("name", ["nothing", ["video_mask"], 1])
+def test_an_objective_that_is_not_there_is_refused(client: Any, clip: Path, name: Any) -> None:
+    upload = gradio_client.handle_file(str(clip))
+    message = "There is no adaptation objective .*; choose one of video_mask, segment_flow"
+    with pytest.raises(gradio_client.exceptions.AppError, match=message):
+        client.predict(upload, 2, objective=name, api_name=VIDEO)
+
+
+def test_the_page_offers_both_objectives(server: SpaceServer) -> None:
+    components = httpx.get(f"{server.url}/config").json()["components"]
+    [radio] = [entry["props"] for entry in components if entry["type"] == "radio"]
+    assert [tuple(entry) for entry in radio["choices"]] == [
+        ("Masks of the whole video", "video_mask"),
+        ("Published loss", "segment_flow"),
+    ]
+    assert radio["value"] == "video_mask"
+    assert all(words in radio["info"] for words in ("Masks of the whole video:", "Published loss:"))
 
 
 def test_every_example_of_the_space_is_offered(server: SpaceServer) -> None:
@@ -178,7 +209,7 @@ def secret(server: SpaceServer, clip: Path) -> Path:
     ("name", "file", "settings"),
     [
         ("segment_image", "secret.png", [0.5, BUNDLED]),
-        ("segment_video", "secret.mp4", [0, 0.5, BUNDLED]),
+        ("segment_video", "secret.mp4", [0, 0.5, BUNDLED, "segment_flow"]),
     ],
 )
 @pytest.mark.parametrize("way", ["{folder}/{file}", "{uploads}/../../secret/{file}"])
@@ -283,7 +314,7 @@ def test_ten_visitors_at_once_are_all_served(
 
     with ThreadPoolExecutor(10) as pool:
         notes = list(pool.map(visit, range(10)))
-    assert notes[0].startswith("4 frames, 0 adaptation steps")
+    assert notes[0].startswith("4 frames, no adaptation;")
     assert notes[1:3] == ["notes.jpg is no image this demo reads."] * 2
     assert len(notes) == 10
     assert len(set(notes[3:])) == 1

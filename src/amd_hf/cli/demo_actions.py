@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from amd_hf import AMDImageProcessor, AMDModel
-from amd_hf.adaptation_amd import adapt_to_video, adaptation_scale
 from amd_hf.image_processing_amd import resize_masks
 from amd_hf.video_amd import VideoWriter
 from amd_hf.visualization import (
@@ -27,9 +26,6 @@ from amd_hf.visualization import (
     overlay_segments,
     relative_motion_to_rgb,
 )
-
-MAX_ADAPT_STEPS = 100
-MAX_ADAPT_SECONDS = 100.0
 
 Frame = NDArray[np.uint8]
 SoftMasks = NDArray[np.float32]
@@ -98,43 +94,6 @@ def _soft_masks(outputs: Any, frames: Sequence[Frame]) -> list[SoftMasks]:
     masks = outputs.segment_masks.flatten(0, -4)  # (B, K, h, w), pairs as two images
     sizes = [(frame.shape[0], frame.shape[1]) for frame in frames]
     return [soft.cpu().numpy() for soft in resize_masks(masks, sizes)]
-
-
-def adapt(
-    model: AMDModel,
-    processor: AMDImageProcessor,
-    frames: list[Frame],
-    num_steps: int,
-    report: Report,
-) -> AMDModel:
-    """Returns a copy of the model adapted to the video; reports after every step.
-
-    Args:
-        model: The model; it stays as it is.
-        processor: Its image processor; the adaptation works at its size.
-        frames: RGB frames of shape (H, W, 3), uint8.
-        num_steps: Number of adaptation steps, at most `MAX_ADAPT_STEPS`.
-        report: Hears about the progress.
-
-    Raises:
-        ValueError: If `num_steps` is out of range.
-    """
-    if not 0 < num_steps <= MAX_ADAPT_STEPS:
-        raise ValueError(f"Adaptation takes 1 to {MAX_ADAPT_STEPS} steps, got {num_steps}.")
-
-    def after_step(step: int, total: int, loss: float) -> None:
-        report(step / total, f"Adapting to this video: step {step} of {total}")
-
-    report(0.0, "Adapting to this video")
-    adapted: AMDModel = adapt_to_video(
-        model,
-        frames,
-        num_steps,
-        callback=after_step,
-        time_limit=MAX_ADAPT_SECONDS,
-        **adaptation_scale(processor),
-    )
-    return adapted
 
 
 def write_video_result(

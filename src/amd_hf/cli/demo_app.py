@@ -9,7 +9,13 @@ from typing import Any
 import gradio as gr
 
 from amd_hf.cli import demo_handlers as handlers
-from amd_hf.cli.demo_actions import MAX_ADAPT_STEPS
+from amd_hf.cli.demo_adaptation import (
+    MAX_ADAPT_SECONDS,
+    MAX_ADAPT_STEPS,
+    OBJECTIVES,
+    WITHOUT_OPENCV,
+    offered_objectives,
+)
 from amd_hf.cli.demo_cache import keep_pictures_whole
 from amd_hf.cli.demo_models import offer_models
 from amd_hf.cli.demo_theme import COLORS, INTRO, STYLE, THEME, TITLE
@@ -86,8 +92,10 @@ def _video_tab(model_name: gr.Dropdown, examples: Sequence[Path]) -> None:
                 value=0,
                 step=5,
                 label="Adaptation steps",
-                info="0: every frame on its own. More: a copy of the model learns from this video.",
+                info="0: every frame on its own. More: a copy of the model learns from this video, "
+                f"for at most {MAX_ADAPT_SECONDS:.0f} s.",
             )
+            objective = _objective()
             threshold = _threshold()
             with gr.Row():
                 run = gr.Button("Find the object", variant="primary", scale=3, min_width=160)
@@ -98,7 +106,8 @@ def _video_tab(model_name: gr.Dropdown, examples: Sequence[Path]) -> None:
             note = gr.Markdown(elem_id="video-note", elem_classes="note")
             flow = gr.Video(label="Segments | motion", autoplay=True, loop=True)
             masks = gr.DownloadButton("Download the masks (ZIP of PNGs)", size="sm")
-    inputs, outputs = [video, steps, threshold, model_name], [objects, flow, masks, note]
+    inputs = [video, steps, threshold, model_name, objective]
+    outputs = [objects, flow, masks, note]
     run.click(
         handlers.segment_video, inputs, outputs, api_name="segment_video", scroll_to_output=True
     )
@@ -110,6 +119,21 @@ def _video_tab(model_name: gr.Dropdown, examples: Sequence[Path]) -> None:
 def _threshold() -> gr.Slider:
     info = "Lower: more of the picture counts as object."
     return gr.Slider(0.05, 0.95, value=0.5, step=0.05, label="Threshold", info=info)
+
+
+def _objective() -> gr.Radio:
+    """The choice of what the copy learns; a choice of one says why there is no other."""
+    offered = offered_objectives()
+    choices = [(OBJECTIVES[name][0], name) for name in offered]
+    info = " ".join(f"{OBJECTIVES[name][0]}: {OBJECTIVES[name][1]}." for name in offered)
+    if len(offered) < len(OBJECTIVES):
+        info = WITHOUT_OPENCV
+    radio = gr.Radio(
+        choices, value=offered[0], label="Adaptation objective", info=info, elem_id="objective"
+    )
+    # Our own check tells a caller of the API why a choice is missing.
+    radio.preprocess = lambda payload: payload  # type: ignore[method-assign]
+    return radio
 
 
 def _examples(

@@ -7,6 +7,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,6 +17,7 @@ from gradio.utils import get_upload_folder
 from PIL import Image
 
 from amd_hf.cli import demo_actions as actions
+from amd_hf.cli import demo_adaptation as adaptation
 from amd_hf.cli import demo_uploads as uploads
 from amd_hf.cli.demo_models import BUNDLED, load_model
 from amd_hf.cli.demo_theme import OBJECT, other_name
@@ -128,41 +130,68 @@ def _sections(soft: actions.SoftMasks, chosen: int) -> list[tuple[Any, str]]:
     return [((labels == index).astype(np.float32), name) for index, name in names.items()]
 
 
+@dataclass(frozen=True)
+class VideoSettings:
+    """What a visitor chose for a video.
+
+    Args:
+        adapt_steps: Adaptation steps; 0 segments every frame on its own.
+        objective: A name that `chosen_objective` returned.
+        threshold: Probability in [0, 1) above which a pixel belongs to the object.
+        model_name: Label of a model.
+    """
+
+    adapt_steps: int
+    objective: str
+    threshold: float
+    model_name: str
+
+
 def segment_video(
     video: str | None,
     adapt_steps: float = 0,
     threshold: float = 0.5,
     model_name: str = BUNDLED,
+    objective: str | None = None,
     request: gr.Request | None = None,
     progress: gr.Progress = gr.Progress(),  # noqa: B008 - Gradio looks for it in the defaults
 ) -> Iterator[tuple[Any, ...]]:
     """Finds the object in every frame, after adapting a copy of the model to the video."""
     with told_to_visitor(), JOBS.job(_visitor(request)) as folder:
+        chosen = adaptation.chosen_objective(objective)
         progress(0.0, desc="Reading the video")
         frames, fps = uploads.read_uploaded_video(own_upload(video))
-        result = _segment_frames(frames, fps, int(adapt_steps), threshold, model_name, folder)
+        settings = VideoSettings(int(adapt_steps), chosen, threshold, model_name)
+        found = _segment_frames(frames, fps, settings, folder)
         give_back_memory()
-        if result is None:
+        if found is None:
             yield gr.skip(), gr.skip(), gr.skip(), "Stopped; nothing was kept."
             return
+        result, num_steps = found
         note = (
-            f"{len(frames)} frames, {int(adapt_steps)} adaptation steps; the object covers "
+            f"{len(frames)} frames, {_steps_taken(settings, num_steps)}; the object covers "
             f"**{result.object_share:.0%}** of the pixels. Motion is shown against the rest of the "
             "picture: white does not move on its own."
         )
         yield str(result.object_video), str(result.segment_video), str(result.masks), note
 
 
+def _steps_taken(settings: VideoSettings, num_steps: int) -> str:
+    """What the note says about the adaptation."""
+    if not settings.adapt_steps:
+        return "no adaptation"
+    name = adaptation.OBJECTIVES[settings.objective][0].lower()
+    if num_steps == settings.adapt_steps:
+        return f"{num_steps} adaptation steps ({name})"
+    seconds = f"{adaptation.MAX_ADAPT_SECONDS:.0f} s"
+    return f"{num_steps} of {settings.adapt_steps} adaptation steps in {seconds} ({name})"
+
+
 @on_gpu
 def _segment_frames(
-    frames: list[actions.Frame],
-    fps: float,
-    adapt_steps: int,
-    threshold: float,
-    model_name: str,
-    folder: Path,
-) -> actions.VideoResult | None:
-    """The files of the result, or None where the visitor stopped the job."""
+    frames: list[actions.Frame], fps: float, settings: VideoSettings, folder: Path
+) -> tuple[actions.VideoResult, int] | None:
+    """The result and the adaptation steps taken, or None where the visitor stopped the job."""
     progress = gr.Progress()
 
     def report(share: float, text: str) -> None:
@@ -170,13 +199,20 @@ def _segment_frames(
             raise VisitorStoppedError
         progress(share, desc=text)
 
-    model, processor = load_model(model_name)
+    model, processor = load_model(settings.model_name)
+    num_steps = 0
     try:
-        if adapt_steps:
-            model = actions.adapt(model, processor, frames, adapt_steps, report)
-        return actions.write_video_result(model, processor, frames, fps, threshold, folder, report)
+        if settings.adapt_steps:
+            adapted = adaptation.adapt(
+                model, processor, frames, settings.adapt_steps, settings.objective, report
+            )
+            model, num_steps = adapted.model, adapted.num_steps
+        result = actions.write_video_result(
+            model, processor, frames, fps, settings.threshold, folder, report
+        )
     except VisitorStoppedError:
         return None
+    return result, num_steps
 
 
 def give_back_memory() -> None:
