@@ -87,6 +87,38 @@ def test_writer_leaves_nothing_unfinished(tmp_path: Path) -> None:
     assert not (tmp_path / "empty.mp4").exists()
 
 
+def test_writer_gives_up_with_the_block(tmp_path: Path) -> None:
+    path = tmp_path / "v.mp4"
+    path.write_bytes(b"the video of an earlier run")
+
+    def interrupted() -> None:
+        with VideoWriter(path) as writer:
+            writer.write(_frames(1)[0])
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert [entry.name for entry in tmp_path.iterdir()] == ["v.mp4"]
+    assert path.read_bytes() == b"the video of an earlier run"
+
+
+def test_writer_leaves_nothing_on_a_full_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer = VideoWriter(tmp_path / "v.mp4")
+    writer.write(_frames(1)[0])
+
+    class Full:
+        def encode(self) -> list[object]:
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(writer, "_stream", Full())
+    with pytest.raises(OSError, match="No space left"):
+        writer.close()
+    assert not list(tmp_path.iterdir())
+    writer.close()  # nothing more to do
+
+
 def test_writer_refuses_bad_arguments(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="`fps` must be positive, got 0"):
         VideoWriter(tmp_path / "v.mp4", 0)

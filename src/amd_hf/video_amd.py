@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
@@ -223,8 +224,8 @@ def open_video(file: str | os.PathLike[str]) -> Any:
 class VideoWriter:
     """Writes frames to an H.264 `.mp4` that plays in a browser; use it as a context manager.
 
-    The file appears under its name only when the writer closes; frames of odd size gain one edge
-    pixel.
+    The file appears under its name only when the writer closes; where the block of the context
+    manager is left by an exception, nothing is left. Frames of odd size gain one edge pixel.
 
     Args:
         path: The file to write; its folder must exist.
@@ -258,7 +259,10 @@ class VideoWriter:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self.close()
+        if error is None:
+            self.close()
+        else:
+            self.discard()
 
     def write(self, frame: np.ndarray) -> None:
         """Appends one uint8 RGB frame of shape (H, W, 3)."""
@@ -290,8 +294,21 @@ class VideoWriter:
         """Finishes the file and gives it its name; without a frame no file is left."""
         if self._container is None:
             return
-        for packet in self._stream.encode():
-            self._container.mux(packet)
-        self._container.close()
+        try:
+            for packet in self._stream.encode():
+                self._container.mux(packet)
+            self._container.close()
+        except VIDEO_ERRORS:  # a full disk
+            self.discard()
+            raise
         self._container = None
         os.replace(self._partial, self.path)
+
+    def discard(self) -> None:
+        """Gives up: what was written so far is deleted, an older file of the name stays."""
+        if self._container is None:
+            return
+        with suppress(*VIDEO_ERRORS):  # there may be no room for what is still in memory
+            self._container.close()
+        self._container = None
+        self._partial.unlink(missing_ok=True)
