@@ -336,3 +336,10 @@ def test_scale_follows_the_processor() -> None:
     assert scale == {"short_side": 196, "crop_size": 188}
     scale = adaptation_scale(AMDImageProcessor(size={"height": 32, "width": 64}))
     AdaptationArguments(**scale)
+
+
+def test_a_late_reader_still_takes_one_pair() -> None:
+    """With frames three apart, two frames are no pair yet."""
+    cache = FrameCache(_clip(), short_side=48, gaps=(3,), deadline=0.0)
+    assert cache.pairs == [(0, 3)]
+    assert len(cache.frames) == 4

@@ -344,9 +344,11 @@ def _own_random_state(device: torch.device) -> Iterator[None]:
     """Leaves the random state of the CPU and of `device` as it was."""
     if device.type == "mps":
         mps_state = torch.mps.get_rng_state()
-        with torch.random.fork_rng(devices=[]):
-            yield
-        torch.mps.set_rng_state(mps_state)
+        try:
+            with torch.random.fork_rng(devices=[]):
+                yield
+        finally:
+            torch.mps.set_rng_state(mps_state)
         return
     kind = "cuda" if device.type == "cpu" else device.type
     num_devices = 0 if device.type == "cpu" else torch.get_device_module(device).device_count()

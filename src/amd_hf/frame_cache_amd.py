@@ -54,6 +54,8 @@ class FrameCache:
         self.short_side = short_side
         self.frames: dict[int, Tensor] = {}
         self._run_length = min(max(RUN_LENGTH, max(gaps) + 1), max_frames // 2)
+        # One pair at least must come of it: reading goes on until there can be one.
+        self._least_frames = min(gaps) + 1
         self._read(FrameStream(source), max_frames, deadline)
         self.pairs = [
             (first, first + gap)
@@ -71,7 +73,8 @@ class FrameCache:
         """Fills the cache in one pass."""
         stride = 1
         for number, frame in enumerate(self._readable(stream)):
-            if deadline is not None and time.monotonic() > deadline and number > 1:
+            is_late = deadline is not None and time.monotonic() > deadline
+            if is_late and number >= self._least_frames:
                 logger.warning(f"Using the first {number} frames only: reading took too long.")
                 break
             if (number // self._run_length) % stride:
@@ -92,7 +95,7 @@ class FrameCache:
             try:
                 frame = next(frames, None)
             except ValueError as error:
-                if len(self.frames) < 2:
+                if len(self.frames) < self._least_frames:
                     raise
                 logger.warning(f"Using the readable part only: {error}")
                 return
