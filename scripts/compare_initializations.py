@@ -10,9 +10,9 @@
 
 Takes all flags of scripts/finetune_semantic.py. The same command again goes on where it was
 interrupted. Writes comparison.json, comparison.md, curves.svg and predictions.png.
-Exit code 0: done; 1: the data cannot be read any further; 2: the options or the data cannot be
-used; 143 or 130: stopped by SIGTERM or Ctrl-C. A run that has begun writes a checkpoint before it
-ends; the same command goes on.
+Exit code 0: done; 1: a run could not go on; 2: the options or the data cannot be used; 143 or 130:
+stopped by SIGTERM or Ctrl-C. A run that has begun writes a checkpoint before it ends; the same
+command goes on.
 """
 
 from __future__ import annotations

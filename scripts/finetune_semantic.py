@@ -9,9 +9,9 @@
     python scripts/finetune_semantic.py --dataset_name FOLDER --output_dir DIR   # images/, masks/
 
 The defaults are the published schedule; `--help` lists all options.
-Exit code 0: done; 1: the data cannot be read any further; 2: the options or the data cannot be
-used; 143 or 130: stopped by SIGTERM or Ctrl-C. A run that has begun writes a checkpoint before it
-ends (go on with --resume_from_checkpoint latest).
+Exit code 0: done; 1: the run could not go on, or not be pushed; 2: the options or the data cannot
+be used; 143 or 130: stopped by SIGTERM or Ctrl-C. A run that has begun writes a checkpoint before
+it ends (go on with --resume_from_checkpoint latest).
 """
 
 from __future__ import annotations

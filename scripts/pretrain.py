@@ -8,8 +8,8 @@
     ACCELERATE_USE_CPU=true torchrun --nproc_per_node 2 scripts/pretrain.py ...   # 2 CPU processes
 
 `--recipe published` (the default) is the published recipe; `--help` lists all options. Exit code 0:
-done; 1: the data cannot be read any further, the state is saved; 2: the options or the data cannot
-be used; 143 or 130: stopped by SIGTERM or Ctrl-C after writing a checkpoint.
+done; 1: the run could not go on, or not be pushed; 2: the options or the data cannot be used; 143
+or 130: stopped by SIGTERM or Ctrl-C after writing a checkpoint.
 """
 
 from __future__ import annotations

@@ -7,9 +7,9 @@
     accelerate launch scripts/pretrain_timecycle.py --dataset DIR|HUB_ID|TARS --output_dir DIR
 
 The result is a start for scripts/finetune_semantic.py (--model_name_or_path DIR).
-Exit code 0: done; 1: the data cannot be read any further; 2: the options or the data cannot be
-used; 143 or 130: stopped by SIGTERM or Ctrl-C. A run that has begun writes a checkpoint before it
-ends (go on with --resume_from_checkpoint latest).
+Exit code 0: done; 1: the run could not go on, or not be pushed; 2: the options or the data cannot
+be used; 143 or 130: stopped by SIGTERM or Ctrl-C. A run that has begun writes a checkpoint before
+it ends (go on with --resume_from_checkpoint latest).
 """
 
 from __future__ import annotations

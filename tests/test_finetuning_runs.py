@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,7 @@ import pytest
 from amd_hf import AMDForSemanticSegmentation, AMDImageProcessor
 from amd_hf.hub.publish import publish_folder
 
-from .loopback_hub import LoopbackHub, connect
+from .loopback_hub import LoopbackHub
 from .semantic_trees import write_pairs
 from .test_semantic_folders import table
 
@@ -33,13 +32,6 @@ TINY = {
     "num_pictures": "0",
     "dataloader_num_workers": "0",
 }
-
-
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[LoopbackHub]:
-    with LoopbackHub() as server:
-        connect(server, monkeypatch, tmp_path / "cache")
-        yield server
 
 
 def words(repository: Path, **options: str) -> list[str]:
@@ -101,6 +93,22 @@ def test_a_hub_that_refuses_costs_no_training(
     assert "error: `hub_model_id` 'out' cannot be used" in result.stderr
     assert "Traceback" not in result.stderr
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_a_hub_that_fails_at_the_end_leaves_the_result(
+    hub: LoopbackHub, repository: Path, tmp_path: Path
+) -> None:
+    write_pairs(tmp_path / "data", {"train": 3, "val": 1})
+    hub.fail("POST .*/commit/", status=403, times=10)
+    options = {"dataset_name": "data", "output_dir": "out", "push_to_hub": "true"}
+    environment = hub.environment(tmp_path / "child")
+    result = run([sys.executable, *words(repository, **options)], tmp_path, environment)
+    assert result.returncode == 1
+    assert "error: The run is complete in" in result.stderr
+    assert "--resume_from_checkpoint latest" in result.stderr
+    assert "Traceback" not in result.stderr
+    AMDForSemanticSegmentation.from_pretrained(tmp_path / "out" / "best")
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ from amd_hf.training.checkpointing import CheckpointError
 from amd_hf.training.command_line import run_command
 from amd_hf.training.data_stream import source_of
 from amd_hf.training.finetuning_arguments import FinetuningArguments
-from amd_hf.training.interrupts import DataStreamError
+from amd_hf.training.interrupts import DataStreamError, RunError
 from amd_hf.training.options import option, parser_for
 
 
@@ -54,6 +54,13 @@ def test_an_input_error_is_one_sentence(
 def test_data_that_end_have_a_code_of_their_own(capsys: pytest.CaptureFixture[str]) -> None:
     assert run_command(raising(DataStreamError("The data cannot be read any further."))) == 1
     assert capsys.readouterr().err == "error: The data cannot be read any further.\n"
+
+
+def test_a_run_that_cannot_go_on_says_why_in_one_sentence(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert run_command(raising(RunError("2 steps had no finite gradient; lower the rate."))) == 1
+    assert capsys.readouterr().err == "error: 2 steps had no finite gradient; lower the rate.\n"
 
 
 def test_other_errors_keep_their_traceback() -> None:

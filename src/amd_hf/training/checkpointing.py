@@ -272,6 +272,35 @@ def _attempt(action: Callable[[], Any]) -> bool:
     return True
 
 
+def save_final(model: Any, processor: Any, folder: Path) -> None:
+    """Writes a complete model folder aside and moves its files into place one by one.
+
+    Args:
+        model: What is saved by `save_pretrained`.
+        processor: Its image processor, saved likewise.
+        folder: Where to; made if it is missing.
+
+    Raises:
+        CheckpointError: If it cannot be written; the last checkpoint holds the weights.
+    """
+    partial = folder / f"{PARTIAL_PREFIX}final"
+    try:
+        partial.mkdir(parents=True, exist_ok=True)
+        model.save_pretrained(partial)
+        processor.save_pretrained(partial)
+        for path in sorted(partial.iterdir()):
+            sync_path(path)
+            path.replace(folder / path.name)
+        sync_path(folder)
+    except WRITE_ERRORS as error:
+        raise CheckpointError(
+            f"The final weights could not be written to {folder}: {error}; free space and run "
+            "again with --resume_from_checkpoint latest."
+        ) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
 def save_state(state: dict[str, Any], path: Path) -> None:
     """Saves a state of tensors and plain values.
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 QUIET_LOGGERS = ("httpx", "datasets", "accelerate")
-DATA_ENDED, INPUT_ERROR = 1, 2
+RUN_ENDED, INPUT_ERROR = 1, 2
 # As a shell reports a process that a signal has ended.
 SIGNAL_CODES = {signal.SIGTERM.name: 143, signal.SIGINT.name: 130}
 
@@ -28,9 +28,9 @@ def run_command(action: Callable[[], Mapping[str, Any]]) -> int:
             ended.
 
     Returns:
-        0: done; 1: the data cannot be read any further, the state is saved; 2: options, data or a
-        checkpoint cannot be used, or an extra is missing; both said in one sentence on stderr;
-        143 or 130: stopped by SIGTERM or Ctrl-C after a checkpoint.
+        0: done; 1: the run could not go on (no more data, no finite gradients) or its result could
+        not be pushed; 2: options, data or a checkpoint cannot be used, or an extra is missing; both
+        said in one sentence on stderr; 143 or 130: stopped by SIGTERM or Ctrl-C after a checkpoint.
     """
     logging.basicConfig(
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
@@ -40,14 +40,14 @@ def run_command(action: Callable[[], Mapping[str, Any]]) -> int:
     for name in QUIET_LOGGERS:
         logging.getLogger(name).setLevel(logging.WARNING)
     from amd_hf.training.checkpointing import CheckpointError
-    from amd_hf.training.interrupts import DataStreamError
+    from amd_hf.training.interrupts import RunError
 
     try:
         results = action()
     except (ValueError, ImportError, CheckpointError) as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201
         return INPUT_ERROR
-    except DataStreamError as error:
+    except RunError as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201
-        return DATA_ENDED
+        return RUN_ENDED
     return SIGNAL_CODES.get(results["end"], 0)

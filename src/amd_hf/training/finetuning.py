@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from amd_hf.training.checkpointing import save_final
 from amd_hf.training.finetuning_arguments import FinetuningArguments
 from amd_hf.training.finetuning_data import SemanticBatches, SemanticData, open_semantic_data
 from amd_hf.training.finetuning_loop import EngineRun
@@ -26,7 +27,6 @@ from amd_hf.training.finetuning_results import (
     evaluate_semantic_model,
     named_iou,
     push_result,
-    save_final,
     write_results,
 )
 from amd_hf.training.finetuning_start import (

@@ -21,13 +21,13 @@ from amd_hf.metrics import ConfusionMatrix
 from amd_hf.training.checkpointing import (
     PARTIAL_PREFIX,
     WRITE_ERRORS,
-    CheckpointError,
     commit_checkpoint,
     sync_path,
     write_atomically,
 )
 from amd_hf.training.finetuning_arguments import FinetuningArguments
 from amd_hf.training.finetuning_data import MAX_ASPECT, SemanticData
+from amd_hf.training.interrupts import RunError
 from amd_hf.visualization import contact_sheet
 
 logger = logging.getLogger(__name__)
@@ -216,30 +216,6 @@ class BestWeights:
         return final
 
 
-def save_final(model: Any, processor: AMDImageProcessor, folder: Path) -> None:
-    """Writes a complete model folder aside and moves its files into place one by one.
-
-    Raises:
-        CheckpointError: If it cannot be written; the last checkpoint holds the weights.
-    """
-    partial = folder / f"{PARTIAL_PREFIX}final"
-    try:
-        partial.mkdir(parents=True, exist_ok=True)
-        model.save_pretrained(partial)
-        processor.save_pretrained(partial)
-        for path in sorted(partial.iterdir()):
-            sync_path(path)
-            path.replace(folder / path.name)
-    except WRITE_ERRORS as error:
-        raise CheckpointError(
-            f"The final weights could not be written to {folder}: {error}; free space and run "
-            "again with --resume_from_checkpoint latest."
-        ) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    sync_path(folder)
-
-
 def write_results(output_dir: str | Path, results: dict[str, Any]) -> None:
     """Writes `all_results.json`; a class that never occurs has the IoU null."""
     write_atomically(Path(output_dir) / RESULTS_FILE, json.dumps(_without_nan(results), indent=1))
@@ -265,7 +241,7 @@ def check_hub(args: FinetuningArguments) -> str:
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-    repo_id = args.hub_model_id or Path(args.output_dir).name
+    repo_id = args.hub_model_id or Path(args.output_dir).resolve().name
     try:
         created = HfApi(token=args.hub_token).create_repo(
             repo_id, private=args.hub_private_repo or None, exist_ok=True
@@ -278,24 +254,36 @@ def check_hub(args: FinetuningArguments) -> str:
 def push_result(
     args: FinetuningArguments, folder: Path, repo_id: str, results: dict[str, Any]
 ) -> None:
-    """Uploads a model folder with its code and a card, in one commit."""
+    """Uploads a model folder with its code and a card, in one commit.
+
+    Raises:
+        RunError: If the Hub cannot be reached or refuses; the folder is complete.
+    """
     from amd_hf.hub.export import export_repository
     from amd_hf.hub.publish import publish_folder
     from amd_hf.modeling_amd import AMDForSemanticSegmentation
 
     model = AMDForSemanticSegmentation.from_pretrained(folder)
-    processor = AMDImageProcessor.from_pretrained(folder)
-    with tempfile.TemporaryDirectory() as temporary:
-        target = export_repository(
-            model,
-            Path(temporary) / "repository",
-            image_processor=processor,
-            card=model_card(args, repo_id, results),
-        )
-        publish_folder(
-            target, repo_id, private=args.hub_private_repo or None, token=args.hub_token,
-            message="Fine-tuned for semantic segmentation",
-        )  # fmt: skip
+    try:
+        with tempfile.TemporaryDirectory() as temporary:
+            target = export_repository(
+                model,
+                Path(temporary) / "repository",
+                image_processor=AMDImageProcessor.from_pretrained(folder),
+                card=model_card(args, repo_id, results),
+            )
+            publish_folder(
+                target,
+                repo_id,
+                private=args.hub_private_repo or None,
+                token=args.hub_token,
+                message="Fine-tuned for semantic segmentation",
+            )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise RunError(
+            f"The run is complete in {folder}, but could not be pushed to {repo_id}: {error}; push "
+            "it by the same command with --resume_from_checkpoint latest."
+        ) from error
     logger.info("Pushed %s to the Hub.", repo_id)
 
 

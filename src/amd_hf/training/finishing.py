@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,14 +15,9 @@ from amd_hf.evaluation.object_segment import choose_object_segment, store_object
 from amd_hf.image_processing_amd import AMDImageProcessor
 from amd_hf.modeling_amd import AMDModel
 from amd_hf.training.arguments import PretrainingArguments
-from amd_hf.training.checkpointing import (
-    PARTIAL_PREFIX,
-    WRITE_ERRORS,
-    CheckpointError,
-    sync_path,
-    write_atomically,
-)
+from amd_hf.training.checkpointing import save_final, write_atomically
 from amd_hf.training.data_stream import build_transform, fixed_batches
+from amd_hf.training.interrupts import RunError
 from amd_hf.training.provenance import PROVENANCE_FILE, build_provenance
 from amd_hf.training.run_state import EMA_FOLDER
 from amd_hf.training.same_run import versions
@@ -63,7 +57,7 @@ def finish_run(run: PretrainingRun, results: dict[str, Any]) -> dict[str, Any]:
         results |= {"options": run.args.to_dict(), "versions": versions()}
         for folder, model in models.items():
             processor = final_processor(run.args, model.config)
-            _save_final(model, processor, output_dir / folder)
+            save_final(model, processor, output_dir / folder)
         provenance = json.dumps(build_provenance(run, results), indent=1)
         write_atomically(output_dir / PROVENANCE_FILE, provenance)
         logger.info("Wrote the final weights to %s.", output_dir)
@@ -124,27 +118,6 @@ def final_processor(args: PretrainingArguments, config: AMDConfig) -> AMDImagePr
     return AMDImageProcessor.from_model_config(config, size=size)
 
 
-def _save_final(model: Any, processor: AMDImageProcessor, folder: Path) -> None:
-    """Writes a complete model folder aside and moves its files into place one by one."""
-    folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / f"{PARTIAL_PREFIX}final"
-    try:
-        partial.mkdir(exist_ok=True)
-        model.save_pretrained(partial)
-        processor.save_pretrained(partial)
-        for path in sorted(partial.iterdir()):
-            sync_path(path)
-            path.replace(folder / path.name)
-    except WRITE_ERRORS as error:
-        raise CheckpointError(
-            f"The final weights could not be written to {folder}: {error}; free space and run "
-            "again with --resume_from_checkpoint latest."
-        ) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    sync_path(folder)
-
-
 def _report_speed(run: PretrainingRun, results: dict[str, Any]) -> dict[str, float]:
     args, speed = run.args, results.get("samples_per_second")
     if not args.speed_report_seconds or not speed:
@@ -192,7 +165,7 @@ def _push(run: PretrainingRun) -> None:
                 repository, repo_id, private=args.hub_private_repo or None, token=args.hub_token
             )
     except (OSError, ValueError, RuntimeError) as error:
-        raise RuntimeError(
+        raise RunError(
             f"The run is complete in {output_dir}, but could not be pushed to {repo_id}: {error}; "
             "push it again with scripts/push_to_hub.py."
         ) from error

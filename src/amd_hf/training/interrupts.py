@@ -12,7 +12,11 @@ from contextlib import contextmanager
 from types import FrameType
 
 
-class DataStreamError(RuntimeError):
+class RunError(RuntimeError):
+    """A run has to end, or its result cannot be handed over; the message says what to do."""
+
+
+class DataStreamError(RunError):
     """The data of a run cannot be read any further, such as when the network is gone."""
 
     @classmethod

@@ -26,6 +26,7 @@ from amd_hf.training.ema import ExponentialMovingAverage
 from amd_hf.training.finishing import finish_run
 from amd_hf.training.interrupts import (
     DataStreamError,
+    RunError,
     StopRequest,
     children_end_quietly,
     stop_requests,
@@ -280,7 +281,7 @@ class PretrainingRun:
         if self.accelerator.scaler is not None:
             self.optimizer.step()  # skipped by the scaler, which lowers its scale
         if self.progress.consecutive_nonfinite_steps >= self.args.max_nonfinite_steps:
-            raise RuntimeError(
+            raise RunError(
                 f"{self.progress.consecutive_nonfinite_steps} steps in a row had a non-finite "
                 "gradient; lower --learning_rate, set --max_grad_norm 1, or use bf16 instead of "
                 "fp16, and resume from the last checkpoint."
@@ -363,7 +364,7 @@ def _all_finite(logs: list[dict[str, Tensor]]) -> bool:
 
 
 class SpeedMeter:
-    """Samples per second of this process, and what part of the time the step waited for data."""
+    """Samples per second of all processes, and how much of its time this one waited for data."""
 
     def __init__(self) -> None:
         self._begin = time.perf_counter()

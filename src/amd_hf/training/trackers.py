@@ -41,7 +41,7 @@ class RunLog:
         self._keep(lambda line: _step_of(line) <= step)
 
     def forget(self, step: int, split: str) -> None:
-        """Drops the lines of one split after `step`, which are about to be written again."""
+        """Drops the lines of one split at `step`, which are about to be written again."""
         self._keep(lambda line: _step_of(line) != step or json.loads(line).get("split") != split)
 
     def _keep(self, is_kept: Callable[[str], bool]) -> None:
