@@ -51,23 +51,30 @@ def add_segment_options(parser: argparse.ArgumentParser) -> None:
 
 def _count(text: str) -> int:
     """Argument type: an integer from 0."""
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"must not be negative, got {text}")
-    return value
+    if not text.strip().isdecimal():
+        raise argparse.ArgumentTypeError(f"must be a whole number from 0 on, got {text!r}")
+    return int(text)
 
 
 def _positive(text: str) -> float:
     """Argument type: a positive number."""
-    value = float(text)
+    value = _number(text)
     if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"must be positive, got {text}")
+        raise argparse.ArgumentTypeError(f"must be a positive number, got {text!r}")
     return value
 
 
 def _probability(text: str) -> float:
     """Argument type: a number in [0, 1)."""
-    value = float(text)
+    value = _number(text)
     if not 0 <= value < 1:
-        raise argparse.ArgumentTypeError(f"must lie in [0, 1), got {text}")
+        raise argparse.ArgumentTypeError(f"must be a number in [0, 1), got {text!r}")
     return value
+
+
+def _number(text: str) -> float:
+    """The number that a text stands for; NaN, which lies in no range, where it is none."""
+    try:
+        return float(text)
+    except ValueError:
+        return float("nan")
