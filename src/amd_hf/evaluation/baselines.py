@@ -37,7 +37,7 @@ def make_baseline(name: str, kind: BenchmarkKind) -> "ImageBaseline | MotionBase
     """A baseline by name.
 
     Args:
-        name: `rbd`, `mc` or `motion`.
+        name: `rbd`, `hs`, `mc`, `dsr` or `motion`.
         kind: Kind of the benchmark; `motion` needs videos.
 
     Returns:

@@ -1,7 +1,8 @@
 """Deployment without this package: ONNX, int8 ONNX and `torch.export` programs of the segments.
 
-Only the appearance pathway is exported: normalized image in, segment logits and masks out. Every
-export is compared with the PyTorch model before it is trusted.
+Only the appearance pathway is exported: normalized image in, segment logits and masks out. The
+float32 exports are compared with the PyTorch model before they get their names; int8 ones differ
+from it, and `score_segmenters` tells what that costs.
 """
 
 from __future__ import annotations
