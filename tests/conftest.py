@@ -20,7 +20,11 @@ import pytest
 import torch
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from amd_hf import AMDConfig, AMDModel
+
+    from .loopback_hub import LoopbackHub
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SEED = 20240607
@@ -75,6 +79,16 @@ def oracle_dir(shared_dir: Path) -> Path:
     if not folder.is_dir():
         pytest.skip(f"no recorded tensors at {folder}")
     return folder
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[LoopbackHub]:
+    """An empty Hub on this machine that every call of this process goes to."""
+    from .loopback_hub import LoopbackHub, connect
+
+    with LoopbackHub() as server:
+        connect(server, monkeypatch, tmp_path / "cache")
+        yield server
 
 
 @pytest.fixture

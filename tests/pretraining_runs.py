@@ -1,4 +1,4 @@
-"""Tiny pre-training runs for tests: clips, options, and what a run has written."""
+"""Tiny training runs for tests: clips, options, stopping, and what a run has written."""
 
 from __future__ import annotations
 
@@ -43,39 +43,52 @@ def fresh_accelerator() -> Iterator[None]:
     AcceleratorState._reset_state(True)
 
 
+def arguments_maker(
+    kind: Callable[..., Any], tmp_path: Path, **settings: Any
+) -> Callable[..., Any]:
+    """Returns a function that makes the arguments of a tiny run: `make("name", option=value)`."""
+    common: dict[str, Any] = {
+        "config_name": "tiny",
+        "crop_size": "64",
+        "checkpointing_steps": 2,
+        "logging_steps": 2,
+        "dataloader_num_workers": 0,
+        "record_samples": True,
+    }
+
+    def make_arguments(name: str = "run", **options: Any) -> Any:
+        return kind(**{**common, **settings, "output_dir": str(tmp_path / name), **options})
+
+    return make_arguments
+
+
 @pytest.fixture
 def make(clips: Path, tmp_path: Path) -> Make:
     """Makes the arguments of a tiny run."""
-
-    def make_arguments(name: str = "run", **options: Any) -> PretrainingArguments:
-        settings: dict[str, Any] = {
-            "dataset": str(clips),
-            "output_dir": str(tmp_path / name),
-            "config_name": "tiny",
-            "crop_size": "64",
-            "learning_rate": 1e-3,
-            "max_train_steps": 6,
-            "checkpointing_steps": 2,
-            "logging_steps": 2,
-            "dataloader_num_workers": 0,
-            "num_object_segment_pairs": 4,
-            "speed_report_seconds": 0.0,
-            "record_samples": True,
-        }
-        return PretrainingArguments(**{**settings, **options})
-
-    return make_arguments
+    return arguments_maker(
+        PretrainingArguments,
+        tmp_path,
+        dataset=str(clips),
+        learning_rate=1e-3,
+        max_train_steps=6,
+        num_object_segment_pairs=4,
+        speed_report_seconds=0.0,
+    )
 
 
 def weights(folder: str | Path) -> dict[str, Tensor]:
     return AMDModel.from_pretrained(folder).state_dict()
 
 
+def assert_same(first: dict[str, Tensor], second: dict[str, Tensor]) -> None:
+    """Two sets of named tensors are equal bit by bit."""
+    assert first.keys() == second.keys()
+    for name, value in first.items():
+        assert torch.equal(value, second[name]), name
+
+
 def assert_same_weights(first: str | Path, second: str | Path) -> None:
-    one, other = weights(first), weights(second)
-    assert one.keys() == other.keys()
-    for name, value in one.items():
-        assert torch.equal(value, other[name]), name
+    assert_same(weights(first), weights(second))
 
 
 def log_lines(args: PretrainingArguments, split: str = "train") -> list[dict[str, Any]]:
@@ -83,7 +96,7 @@ def log_lines(args: PretrainingArguments, split: str = "train") -> list[dict[str
     return [line for line in map(json.loads, lines) if line["split"] == split]
 
 
-def samples(args: PretrainingArguments, rank: int = 0) -> list[str]:
+def samples(args: Any, rank: int = 0) -> list[str]:
     return (Path(args.output_dir) / f"samples_rank_{rank}.txt").read_text().splitlines()
 
 

@@ -1,8 +1,8 @@
-"""The runner: protocols, selected and oracle scores, intervals, resuming, controls."""
+"""The runner: protocols, selected and oracle scores, adaptation, controls, bad input."""
+
+# ruff: noqa: F811 (fixtures)
 
 import json
-import weakref
-import zipfile
 
 import numpy as np
 import pytest
@@ -13,102 +13,15 @@ from amd_hf import DEFAULT_CHECKPOINT, AMDImageProcessor, AMDModel
 from amd_hf.data.annotations import read_reference
 from amd_hf.data.benchmarks import open_benchmark
 from amd_hf.data.synthetic_objects import generate_clip
-from amd_hf.evaluation import EvaluationSettings, bootstrap_interval, evaluate_benchmark
+from amd_hf.evaluation import EvaluationSettings, evaluate_benchmark
 from amd_hf.evaluation.contact_sheet import results_sheet
 from amd_hf.evaluation.controls import center_ellipse, random_model
-from amd_hf.evaluation.predictors import ModelPredictor, Prediction
-from amd_hf.evaluation.progress import EvaluationProgress, fingerprint
-from amd_hf.evaluation.scoring import ScoredRows, score_image, score_video, summarize
-from amd_hf.metrics import FBetaScores, boundary_accuracy, region_similarity
-from tests.evaluation_data import write_davis, write_images
+from amd_hf.evaluation.predictors import ModelPredictor
+from amd_hf.evaluation.progress import fingerprint
+from amd_hf.metrics import region_similarity
+from tests.evaluation_data import write_images
 
-
-@pytest.fixture
-def processor(tiny_config):
-    return AMDImageProcessor.from_model_config(tiny_config, size={"shortest_edge": 48})
-
-
-@pytest.fixture
-def davis(tmp_path):
-    return write_davis(tmp_path / "davis")
-
-
-@pytest.fixture
-def ecssd(tmp_path):
-    return write_images(tmp_path / "ecssd")
-
-
-@pytest.fixture
-def evaluate(tiny_model, processor):
-    def run(benchmark, data, **options):
-        options = {"progress": False, "num_bootstrap": 50} | options
-        return evaluate_benchmark(tiny_model, processor, benchmark, data, **options)
-
-    return run
-
-
-class ReferencePredictor:
-    """Three segments: empty, the reference, everything."""
-
-    num_segments = 3
-    selected = 2
-
-    def predict(self, sequence, frames):
-        for frame in frames:
-            reference = read_reference(frame)
-            soft = np.stack([0 * reference, reference, 0 * reference + 1]).astype(np.float32)
-            yield Prediction(frame, soft, reference)
-
-
-class TestScoring:
-    def test_video_row(self, davis):
-        sequence = open_benchmark("davis2016", davis).sequences[0]
-        predictor = ReferencePredictor()
-        row = score_video("blackswan", predictor.predict(sequence, sequence.frames), 2, 0.5)
-        references = [read_reference(frame) for frame in sequence.frames]
-        everything = np.ones_like(references[0])
-        assert row["per_segment"]["J"][:2] == [0.0, 1.0]
-        assert row["J"] == pytest.approx(
-            np.mean([region_similarity(everything, reference) for reference in references])
-        )
-        assert row["per_segment"]["F"][1] == 1.0
-        assert row["F"] == boundary_accuracy(everything, references[0])
-        assert (row["best_segment"], row["selected_segment"]) == (1, 2)
-        assert 0 < row["reference_stability"] < 1
-        assert row["per_segment"]["temporal_stability"][1] == row["reference_stability"]
-
-    def test_image_row_and_summary_match_the_metrics(self, ecssd):
-        rng = np.random.default_rng(0)
-        scored, expected = ScoredRows(), FBetaScores()
-        for sequence in open_benchmark("ecssd", ecssd).sequences:
-            reference = read_reference(sequence.frames[0])
-            soft = rng.random((2, *reference.shape)).astype(np.float32)
-            row, curves = score_image(
-                sequence.name, Prediction(sequence.frames[0], soft, reference), 1, 0.5, False
-            )
-            scored.rows.append(row)
-            scored.curves.append(curves)
-            expected.update(soft[1].astype(np.float64), reference)
-        scores, intervals = summarize(scored, "image", 1, 200, 0)
-        for measure, value in expected.compute().items():
-            assert scores[measure] == pytest.approx(value, abs=1e-5)
-            low, high = intervals[measure]
-            assert low <= scores[measure] + 1e-6
-            assert high >= scores[measure] - 1e-6
-
-    def test_a_pass_holds_one_frame_at_a_time(self, davis):
-        sequence = open_benchmark("davis2016", davis).sequences[0]
-        alive = []
-
-        def predictions():
-            for prediction in ReferencePredictor().predict(sequence, sequence.frames):
-                alive.append(weakref.ref(prediction.soft_masks))
-                assert sum(reference() is not None for reference in alive) <= 2
-                yield prediction
-                del prediction
-
-        row = score_video("blackswan", predictions(), 2, 0.5)
-        assert row["num_frames"] == len(alive) == 4
+from .evaluation_cases import davis, ecssd, evaluate, processor  # noqa: F401 (fixtures)
 
 
 class TestVideoBenchmark:
@@ -224,61 +137,6 @@ class TestImageBenchmark:
         assert plain["selected"]["mae"] != stretched["selected"]["mae"]
 
 
-class TestResuming:
-    @pytest.mark.parametrize("name", ["davis2016", "ecssd"])
-    def test_interrupted_equals_uninterrupted(
-        self, name, evaluate, davis, ecssd, tmp_path, monkeypatch, caplog
-    ):
-        data = davis if name == "davis2016" else ecssd
-        options = {"controls": name == "ecssd", "contact_sheet": tmp_path / "sheet.png"}
-        whole = evaluate(name, data, **options)
-        sheet = (tmp_path / "sheet.png").read_bytes()
-        original, calls = ModelPredictor.predict, []
-
-        def breaks_at_the_second(self, sequence, frames):
-            calls.append(sequence.name)
-            if len(calls) == 2:
-                raise KeyboardInterrupt
-            return original(self, sequence, frames)
-
-        state = tmp_path / "result.json.unfinished"
-        monkeypatch.setattr(ModelPredictor, "predict", breaks_at_the_second)
-        with pytest.raises(KeyboardInterrupt):
-            evaluate(name, data, resume_file=state, **options)
-        assert state.is_file()
-        resumed = evaluate(name, data, resume_file=state, **options)
-        assert "Resuming" in caplog.text
-        # Once by the model, and on images once by the random control.
-        assert calls.count(calls[0]) == (2 if name == "ecssd" else 1)
-        for key in ("selected", "oracle", "best_of_k", "intervals", "rows"):
-            assert resumed[key] == whole[key]
-        assert resumed.get("controls") == whole.get("controls")
-        assert (tmp_path / "sheet.png").read_bytes() == sheet
-        assert not state.exists()
-
-    def test_other_settings_start_afresh(self, tmp_path, caplog):
-        path = tmp_path / "state"
-        first = EvaluationProgress(path, {"threshold": 0.5})
-        first.of("model").rows.append({"name": "dog"})
-        first.save()
-        assert EvaluationProgress(path, {"threshold": 0.5}).of("model").rows == [{"name": "dog"}]
-        assert EvaluationProgress(path, {"threshold": 0.6}).of("model").rows == []
-        assert "other settings or weights; starting afresh" in caplog.text
-
-    @pytest.mark.parametrize("damage", ["cut archive", "cut header of an array"])
-    def test_damaged_state_starts_afresh(self, damage, tmp_path, caplog):
-        path = tmp_path / "state"
-        if damage == "cut archive":
-            path.write_bytes(b"PK\x03\x04 cut off")
-        else:
-            text = b"{'descr': (1,\n"
-            with zipfile.ZipFile(path, "w") as archive:
-                size = len(text).to_bytes(2, "little")
-                archive.writestr("header.npy", b"\x93NUMPY\x01\x00" + size + text)
-        assert EvaluationProgress(path, {}).of("model").rows == []
-        assert "Cannot use the unfinished state" in caplog.text
-
-
 def test_baselines_under_one_command(evaluate, davis, tmp_path):
     result = evaluate("davis2016", davis, baselines=("rbd", "motion"))
     assert set(result["baselines"]) == {"rbd", "motion"}
@@ -316,28 +174,6 @@ class TestControls:
         assert control["selected"]["J"] == pytest.approx(expected)
         assert "best_of_k" not in control
         assert "best_of_k" in result["controls"]["random_init"]
-
-
-class TestBootstrap:
-    def test_matches_the_normal_interval(self):
-        values = np.random.default_rng(0).normal(0.5, 0.1, 400)
-        low, high = bootstrap_interval(values, 4000)
-        half = 1.96 * values.std() / 20
-        assert low == pytest.approx(values.mean() - half, abs=1e-3)
-        assert high == pytest.approx(values.mean() + half, abs=1e-3)
-
-    def test_seed_statistic_and_one_unit(self):
-        values = np.random.default_rng(1).random((30, 4))
-        first = bootstrap_interval(values, 100, statistic=lambda means: means.max(axis=1))
-        assert first == bootstrap_interval(values, 100, statistic=lambda means: means.max(axis=1))
-        assert first != bootstrap_interval(values[:, 0], 100)
-        assert bootstrap_interval([0.4], 10) == pytest.approx((0.4, 0.4))
-
-    def test_bad_arguments(self):
-        with pytest.raises(ValueError, match="N >= 1"):
-            bootstrap_interval([])
-        with pytest.raises(ValueError, match="`num_resamples` must be at least 1"):
-            bootstrap_interval([0.1], 0)
 
 
 class TestBadInput:

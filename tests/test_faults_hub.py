@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,7 @@ from amd_hf.data.packing_clips import PackingSettings
 from amd_hf.hub.publish import publish_folder
 from amd_hf.training.checkpointing import list_checkpoints
 
-from .loopback_hub import LoopbackHub, connect
+from .loopback_hub import LoopbackHub
 from .pretraining_runs import assert_same_weights
 from .video_trees import write_videos
 
@@ -36,15 +35,13 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 
 @pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[LoopbackHub]:
+def hub(hub: LoopbackHub, tmp_path: Path) -> LoopbackHub:
     """A Hub with the data set org/clips: 18 clips in three shards."""
-    with LoopbackHub() as server:
-        connect(server, monkeypatch, tmp_path / "cache")
-        source = open_source(write_videos(tmp_path / "vos", {f"video{n}": 9 for n in range(6)}))
-        settings = PackingSettings(clips_per_shard=6, min_difference=0.0)
-        pack_clips(source, tmp_path / "clips", settings)
-        publish_folder(tmp_path / "clips", "org/clips", repo_type="dataset")
-        yield server
+    source = open_source(write_videos(tmp_path / "vos", {f"video{n}": 9 for n in range(6)}))
+    settings = PackingSettings(clips_per_shard=6, min_difference=0.0)
+    pack_clips(source, tmp_path / "clips", settings)
+    publish_folder(tmp_path / "clips", "org/clips", repo_type="dataset")
+    return hub
 
 
 def train(

@@ -1,104 +1,28 @@
-"""Fine-tuning for semantic segmentation: starts, modes, exact resume, best weights, bad input."""
+"""Fine-tuning runs: what they write, exact resume, best weights, bad options and data."""
+
+# ruff: noqa: F811 (fixtures)
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
-from torch import Tensor
-from transformers import ResNetConfig, ResNetModel, pipeline
+from transformers import pipeline
 
-from amd_hf import AMDConfig, AMDForSemanticSegmentation, AMDImageProcessor, AMDModel
-from amd_hf.appearance_amd import AMDBackbone
+from amd_hf import AMDConfig, AMDForSemanticSegmentation, AMDImageProcessor
 from amd_hf.training.checkpointing import list_checkpoints
 from amd_hf.training.finetuning import FinetuningRun, finetune
-from amd_hf.training.finetuning_arguments import FinetuningArguments, parse_finetuning_arguments
-from amd_hf.training.finetuning_data import (
-    CropTransform,
-    SemanticBatches,
-    draw_color_changes,
-    open_semantic_data,
-)
-from amd_hf.training.finetuning_results import BestWeights, spread_indices
-from amd_hf.training.finetuning_start import (
-    amd_config_of_resnet,
-    build_semantic_model,
-    convert_resnet_keys,
-)
-from amd_hf.training.interrupts import StopRequest
-from tests.semantic_trees import COLORS, write_pairs
+from amd_hf.training.finetuning_arguments import parse_finetuning_arguments
+from amd_hf.training.finetuning_results import BestWeights
 
-Make = Callable[..., FinetuningArguments]
-LABELS = "ground,red,blue"
-
-
-@pytest.fixture(scope="session")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Twelve training and four validation pictures whose classes are plain colors."""
-    root = tmp_path_factory.mktemp("pairs") / "colors"
-    write_pairs(root, {"train": 12, "val": 4})
-    return root
-
-
-@pytest.fixture
-def make(folder: Path, tmp_path: Path) -> Make:
-    """Makes the arguments of a tiny run."""
-
-    def make_arguments(name: str = "run", **options: Any) -> FinetuningArguments:
-        settings: dict[str, Any] = {
-            "dataset_name": str(folder),
-            "output_dir": str(tmp_path / name),
-            "config_name": "tiny",
-            "class_names": LABELS,
-            "crop_size": "64",
-            "short_side": 64,
-            "max_train_steps": 4,
-            "per_device_train_batch_size": 2,
-            "checkpointing_steps": 2,
-            "logging_steps": 2,
-            "validation_steps": 2,
-            "num_pictures": 1,
-            "dataloader_num_workers": 0,
-            "record_samples": True,
-        }
-        return FinetuningArguments(**{**settings, **options})
-
-    return make_arguments
-
-
-def weights(folder: str | Path) -> dict[str, Tensor]:
-    return AMDForSemanticSegmentation.from_pretrained(folder).state_dict()
-
-
-def assert_same(first: dict[str, Tensor], second: dict[str, Tensor]) -> None:
-    assert first.keys() == second.keys()
-    for name, value in first.items():
-        assert torch.equal(value, second[name]), name
-
-
-def samples(args: FinetuningArguments) -> list[str]:
-    return (Path(args.output_dir) / "samples_rank_0.txt").read_text().splitlines()
-
-
-class StopAfter(StopRequest):
-    """Asks to stop when it has been looked at `count` times."""
-
-    def __init__(self, count: int) -> None:
-        super().__init__()
-        self.left = count
-
-    def __bool__(self) -> bool:
-        self.left -= 1
-        if self.left < 0:
-            self.signal_name = "SIGTERM"
-        return self.left < 0
+from .finetuning_cases import LABELS, Make, folder, make, weights  # noqa: F401 (fixtures)
+from .pretraining_runs import StopAfter, assert_same, samples
+from .semantic_trees import write_pairs
 
 
 def test_the_defaults_are_the_published_schedule() -> None:
@@ -113,38 +37,6 @@ def test_the_defaults_are_the_published_schedule() -> None:
     assert (args.short_side, args.min_scale, args.max_scale) == (512, 0.5, 2.0)
     assert (args.max_class_share, args.flip, args.color_jitter) == (0.75, 0.5, 1.0)
     assert args.mode == "full"
-
-
-def test_the_loss_is_the_plain_cross_entropy(make: Make) -> None:
-    """No auxiliary head and no class weights: every labelled pixel of the batch counts alike."""
-    model = build_semantic_model(make(), LABELS.split(",")).eval()
-    names = {name.split(".")[0] for name, _ in model.named_parameters()}
-    assert names == {"appearance", "classifier"}
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randn(2, 3, 64, 64, generator=generator)
-    labels = torch.randint(0, 3, (2, 64, 64), generator=generator)
-    labels[0, :50] = 255
-    with torch.no_grad():
-        outputs = model(pixel_values=images, labels=labels)
-    scores = torch.nn.functional.interpolate(outputs.logits, size=(64, 64), mode="bilinear")
-    is_labelled = labels != 255
-    chosen = scores.log_softmax(dim=1).permute(0, 2, 3, 1)[is_labelled]
-    expected = -chosen[torch.arange(len(chosen)), labels[is_labelled]].mean()
-    torch.testing.assert_close(outputs.loss, expected)
-
-
-def test_the_color_changes_are_in_their_range() -> None:
-    seeds = torch.arange(4000).unsqueeze(1)
-    changes = draw_color_changes(seeds, 1.0)
-    lowest = torch.tensor([0.875, 0.5, 0.5, -0.1, 0.0])
-    highest = torch.tensor([1.125, 1.5, 1.5, 0.1, 0.0])
-    assert (changes >= lowest).all()
-    assert (changes <= highest).all()
-    unchanged = changes == torch.tensor([1.0, 1.0, 1.0, 0.0, 0.0])
-    assert ((unchanged.float().mean(dim=0)[:4] - 0.5).abs() < 0.03).all()
-    assert unchanged[:, 4].all()
-    half = draw_color_changes(seeds, 0.5)
-    torch.testing.assert_close(half[:, :3] - 1, (changes[:, :3] - 1) / 2)
 
 
 @pytest.mark.slow
@@ -243,166 +135,6 @@ def test_resuming_with_other_data_is_refused(make: Make) -> None:
         finetune(make())
 
 
-@pytest.mark.parametrize(
-    ("mode", "moving"),
-    [
-        ("full", {"backbone", "head", "classifier"}),
-        ("frozen", {"head", "classifier"}),
-        ("head", {"classifier"}),
-    ],
-)
-def test_a_mode_trains_its_parts_only(
-    make: Make, mode: str, moving: set[str], tmp_path: Path
-) -> None:
-    start = tmp_path / "start"
-    AMDModel(AMDConfig.tiny()).save_pretrained(start)
-    args = make(mode=mode, model_name_or_path=str(start), max_train_steps=2)
-    before = build_semantic_model(args, LABELS.split(",")).state_dict()
-    finetune(args)
-    after = weights(args.output_dir)
-    for part, prefix in (
-        ("backbone", "appearance.backbone."),
-        ("head", "appearance.head."),
-        ("classifier", "classifier."),
-    ):
-        names = [name for name in before if name.startswith(prefix)]
-        changed = [name for name in names if not torch.equal(before[name], after[name])]
-        assert names
-        # Batch statistics of fixed parts are fixed too.
-        assert (len(changed) > len(names) / 2) if part in moving else not changed, part
-
-
-def test_a_start_brings_backbone_and_head(make: Make, tmp_path: Path) -> None:
-    pretrained = AMDModel(AMDConfig.tiny())
-    pretrained.save_pretrained(tmp_path / "start")
-    labels = LABELS.split(",")
-    args = make(model_name_or_path=str(tmp_path / "start"))
-    model = build_semantic_model(args, labels)
-    assert_same(model.appearance.state_dict(), pretrained.appearance.state_dict())
-    assert model.classifier.weight.shape[0] == 3
-    reset = build_semantic_model(
-        make(model_name_or_path=str(tmp_path / "start"), reset_head=True), labels
-    )
-    assert_same(reset.appearance.backbone.state_dict(), pretrained.appearance.backbone.state_dict())
-    assert not torch.equal(
-        reset.appearance.head[0].conv.weight, pretrained.appearance.head[0].conv.weight
-    )
-    again = build_semantic_model(
-        make(model_name_or_path=str(tmp_path / "start"), reset_head=True), labels
-    )
-    assert_same(reset.state_dict(), again.state_dict())
-
-
-def test_a_start_with_other_classes_is_refused(make: Make, tmp_path: Path) -> None:
-    config = AMDConfig.tiny()
-    config.id2label = dict(enumerate("abcde"))
-    AMDForSemanticSegmentation(config).save_pretrained(tmp_path / "five")
-    args = make(model_name_or_path=str(tmp_path / "five"))
-    with pytest.raises(ValueError, match="was fine-tuned for 5 classes, the data set has 3"):
-        finetune(args)
-    assert not Path(args.output_dir).exists()
-    model = build_semantic_model(
-        make(model_name_or_path=str(tmp_path / "five"), ignore_mismatched_sizes=True),
-        LABELS.split(","),
-    )
-    assert model.config.num_labels == 3
-    assert model.classifier.weight.shape[0] == 3
-
-
-def test_a_resnet_start_computes_what_the_resnet_computes(make: Make, tmp_path: Path) -> None:
-    config = ResNetConfig(embedding_size=8, hidden_sizes=[16, 32, 64, 128], depths=[1, 2, 1, 1])
-    resnet = ResNetModel(config).eval()
-    for module in resnet.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            module.running_mean.normal_(0, 0.1)
-            module.running_var.uniform_(0.5, 1.5)
-    resnet.save_pretrained(tmp_path / "resnet")
-    converted = amd_config_of_resnet(config)
-    converted.block_strides, converted.block_dilations = [1, 2, 2, 2], [1, 1, 1, 1]
-    backbone = AMDBackbone(converted).eval()
-    backbone.load_state_dict(convert_resnet_keys(resnet.state_dict()))
-    image = torch.randn(2, 3, 64, 96)
-    with torch.no_grad():
-        expected = resnet(image).last_hidden_state
-        torch.testing.assert_close(backbone(image)[-1], expected)
-    model = build_semantic_model(
-        make(model_name_or_path=str(tmp_path / "resnet")), LABELS.split(",")
-    )
-    assert model.config.block_strides == [1, 2, 1, 1]
-    assert_same(model.appearance.backbone.state_dict(), backbone.state_dict())
-    with pytest.raises(ValueError, match="must have bottlenecks"):
-        amd_config_of_resnet(ResNetConfig(layer_type="basic", hidden_sizes=[8, 16, 32, 64]))
-
-
-def test_another_kind_of_checkpoint_is_refused(make: Make, tmp_path: Path) -> None:
-    (tmp_path / "vit").mkdir()
-    (tmp_path / "vit" / "config.json").write_text(json.dumps({"model_type": "vit"}))
-    with pytest.raises(ValueError, match=r"must be an AMD or a ResNet checkpoint.*`vit`"):
-        build_semantic_model(make(model_name_or_path=str(tmp_path / "vit")), ["a", "b"])
-    with pytest.raises(ValueError, match="cannot be loaded"):
-        build_semantic_model(make(model_name_or_path=str(tmp_path / "absent")), ["a", "b"])
-
-
-def test_crops_carry_their_mask_along(make: Make) -> None:
-    data = open_semantic_data(make())
-    transform = CropTransform(make(), AMDConfig.tiny().image_mean)
-    image, mask = data.train.load_image(0), data.train.load_mask(0)
-    num_checked, columns = 0, set()
-    for seed in range(20):
-        pixels, labels = transform(image, mask, [seed])
-        assert pixels.shape == (3, 64, 64)
-        assert labels.shape == (64, 64)
-        for class_id, color in enumerate(COLORS):
-            # Bilinear sampling mixes colors at borders only: look three pixels away from them.
-            other = (labels != class_id).float()[None, None]
-            inside = torch.nn.functional.max_pool2d(other, 7, stride=1, padding=3)[0, 0] == 0
-            distance = (pixels.float() - torch.tensor(color).view(3, 1, 1)).abs().amax(dim=0)
-            assert (distance[inside] <= 1).all()
-            num_checked += int(inside.sum())
-        columns.add(tuple(labels[:, 0].tolist()))
-        again = transform(image, mask, [seed])
-        assert torch.equal(pixels, again[0])
-        assert torch.equal(labels, again[1])
-    assert num_checked > 10_000
-    assert len(columns) > 5
-
-
-def test_what_lies_outside_of_the_image_is_ignored(make: Make) -> None:
-    args = make(min_scale=0.5, max_scale=0.5, flip=0.0)
-    transform = CropTransform(args, (124.0, 116.0, 104.0))
-    image = Image.new("RGB", (64, 64), (200, 10, 10))
-    pixels, labels = transform(image, np.ones((64, 64), dtype=np.int64), [0])
-    assert (labels[:32, :32] == 1).all()
-    assert (labels[32:] == 255).all()
-    assert (labels[:, 32:] == 255).all()
-    assert pixels[:, 40, 40].tolist() == [124, 116, 104]
-
-
-def test_two_processes_read_what_one_reads(make: Make) -> None:
-    data = open_semantic_data(make())
-    config = AMDConfig.tiny()
-
-    def keys(size: int, rank: int, count: int, batches: int) -> list[list[str]]:
-        stream = SemanticBatches(
-            make(per_device_train_batch_size=size),
-            data.train,
-            config.image_mean,
-            config.image_std,
-            rank,
-            count,
-        )
-        return [next(stream)["key"] for _ in range(batches)]
-
-    alone = keys(4, 0, 1, 6)
-    first, second = keys(2, 0, 2, 6), keys(2, 1, 2, 6)
-    assert [a + b for a, b in zip(first, second, strict=True)] == alone
-    # Every image once per epoch (12 images, 4 a step).
-    assert sorted(key for batch in alone[:3] for key in batch) == sorted(
-        data.train.key(i) for i in range(12)
-    )
-    assert alone[:3] != alone[3:]
-
-
 def test_best_weights_survive_a_worse_score(tmp_path: Path) -> None:
     model = AMDForSemanticSegmentation(AMDConfig.tiny())
     processor = AMDImageProcessor()
@@ -446,9 +178,3 @@ def test_bad_data_stop_a_run_before_it_begins(make: Make, tmp_path: Path) -> Non
     with pytest.raises(ValueError, match=r"1 masks of bad val hold ids outside of the 3 classes"):
         finetune(args)
     assert not Path(args.output_dir).exists()
-
-
-def test_a_part_of_the_images_is_spread_over_all() -> None:
-    assert spread_indices(10, 4) == [0, 3, 6, 9]
-    assert spread_indices(3, 8) == [0, 1, 2]
-    assert spread_indices(5, 0) == []

@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from amd_hf.data.packing import pack_clips
 from amd_hf.data.packing_clips import PackingSettings
 from amd_hf.data.sources_hub import HubClips
 from amd_hf.hub.publish import publish_folder
-from tests.loopback_hub import LoopbackHub, connect
+from tests.loopback_hub import LoopbackHub
 from tests.video_trees import write_videos
 
 NUM_VIDEOS, NUM_CLIPS = 6, 12
@@ -57,13 +56,6 @@ print(json.dumps({
     "resumed": names(resumed), "shapes": sorted(shapes), "peaks": peaks,
 }))
 """
-
-
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[LoopbackHub]:
-    with LoopbackHub() as server:
-        connect(server, monkeypatch, tmp_path / "cache")
-        yield server
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,6 @@ import os
 import subprocess
 import sys
 import tarfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,7 +16,7 @@ from PIL import Image
 from amd_hf.data.synthetic_objects import generate_clip
 from amd_hf.hub.publish import publish_folder
 
-from .loopback_hub import LoopbackHub, connect
+from .loopback_hub import LoopbackHub
 
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>' to upload raw bytes")
 
@@ -35,13 +34,6 @@ print(json.dumps({
     "videos": sorted({sample["json"]["video"] for sample in samples}),
 }))
 """
-
-
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[LoopbackHub]:
-    with LoopbackHub() as server:
-        connect(server, monkeypatch, tmp_path / "cache")
-        yield server
 
 
 def add(archive: tarfile.TarFile, name: str, data: bytes) -> None:

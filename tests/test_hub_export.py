@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +22,7 @@ from amd_hf.hub.pictures import CardPicture
 from amd_hf.hub.publish import publish_folder
 
 from .clean_environment import make_site, run_python
-from .loopback_hub import LoopbackHub, connect
+from .loopback_hub import LoopbackHub
 
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>' to upload raw bytes")
 
@@ -238,13 +237,6 @@ def test_bad_arguments(model: AMDModel, exported: Path, tmp_path: Path) -> None:
     same_name = CardPicture(tmp_path / "other" / "absent.png", "Of the same name")
     with pytest.raises(ValueError, match="different file names"):
         export_repository(model, tmp_path / "y", pictures=[absent, same_name])
-
-
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[LoopbackHub]:
-    with LoopbackHub() as server:
-        connect(server, monkeypatch, tmp_path / "cache")
-        yield server
 
 
 def test_the_hub_serves_it_by_name(

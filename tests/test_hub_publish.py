@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,19 +15,12 @@ from huggingface_hub.errors import (
 
 from amd_hf.hub.publish import differing_files, publish_folder
 
-from .loopback_hub import LoopbackHub, connect
+from .loopback_hub import LoopbackHub
 
 WEIGHTS = b"weights " * 4096
 
 # huggingface_hub 2.4 passes `data=` to its HTTP client for single-part LFS uploads.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>' to upload raw bytes")
-
-
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[LoopbackHub]:
-    with LoopbackHub() as server:
-        connect(server, monkeypatch, tmp_path / "cache")
-        yield server
 
 
 @pytest.fixture

@@ -1,5 +1,7 @@
 """MoCo v2: the loss, the queue, the key network, the views, the loop and its result."""
 
+# ruff: noqa: F811 (fixtures)
+
 from __future__ import annotations
 
 import os
@@ -13,13 +15,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 
 from amd_hf import AMDConfig, AMDForSemanticSegmentation
 from amd_hf.training.finetuning_arguments import FinetuningArguments
 from amd_hf.training.finetuning_start import build_semantic_model
-from amd_hf.training.interrupts import StopRequest
 from amd_hf.training.moco import MomentumContrast, info_nce
 from amd_hf.training.moco_data import TwoViewTransform, view_seeds
 from amd_hf.training.moco_training import (
@@ -29,65 +29,34 @@ from amd_hf.training.moco_training import (
     pretrain_moco,
 )
 
+from .pretraining_runs import (  # noqa: F401 (fixtures)
+    StopAfter,
+    arguments_maker,
+    assert_same,
+    clips,
+    samples,
+)
+
 Make = Callable[..., MocoArguments]
-
-
-@pytest.fixture(scope="session")
-def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Ten videos of three frames of smooth noise, each of its own."""
-    folder = tmp_path_factory.mktemp("clips") / "train" / "JPEGImages"
-    generator = np.random.default_rng(0)
-    for video in range(10):
-        (folder / f"video{video}").mkdir(parents=True)
-        for frame in range(3):
-            noise = generator.integers(0, 255, (6, 7, 3), dtype=np.uint8)
-            Image.fromarray(noise).resize((84, 72)).save(
-                folder / f"video{video}" / f"{frame:05d}.jpg"
-            )
-    return folder.parent.parent
 
 
 @pytest.fixture
 def make(clips: Path, tmp_path: Path) -> Make:
     """Makes the arguments of a tiny run."""
-
-    def make_arguments(name: str = "run", **options: Any) -> MocoArguments:
-        settings: dict[str, Any] = {
-            "dataset": str(clips),
-            "output_dir": str(tmp_path / name),
-            "config_name": "tiny",
-            "crop_size": "64",
-            "per_device_train_batch_size": 4,
-            "queue_size": 32,
-            "dimension": 8,
-            "max_train_steps": 4,
-            "checkpointing_steps": 2,
-            "logging_steps": 2,
-            "dataloader_num_workers": 0,
-            "record_samples": True,
-        }
-        return MocoArguments(**{**settings, **options})
-
-    return make_arguments
+    return arguments_maker(
+        MocoArguments,
+        tmp_path,
+        dataset=str(clips),
+        per_device_train_batch_size=4,
+        queue_size=32,
+        dimension=8,
+        max_train_steps=4,
+    )
 
 
 def contrast(**options: Any) -> MomentumContrast:
     settings: dict[str, Any] = {"dimension": 8, "queue_size": 16, **options}
     return MomentumContrast(AMDConfig.tiny(), **settings)
-
-
-class StopAfter(StopRequest):
-    """Asks to stop when it has been looked at `count` times."""
-
-    def __init__(self, count: int) -> None:
-        super().__init__()
-        self.left = count
-
-    def __bool__(self) -> bool:
-        self.left -= 1
-        if self.left < 0:
-            self.signal_name = "SIGTERM"
-        return self.left < 0
 
 
 def test_info_nce_is_the_mean_over_naive_rows() -> None:
@@ -184,13 +153,9 @@ def test_a_stopped_run_goes_on_exactly(make: Make) -> None:
     parts = make("parts", **options)
     assert MocoRun(parts, StopAfter(2)).run()["end"] == "SIGTERM"
     pretrain_moco(make("parts", **options, resume_from_checkpoint="latest"))
-    for name in ("model.safetensors", "step_5/model.safetensors"):
-        first, second = (Path(args.output_dir) / name for args in (whole, parts))
-        assert backbone(first.parent).keys() == backbone(second.parent).keys()
-        for key, value in backbone(first.parent).items():
-            assert torch.equal(value, backbone(second.parent)[key]), key
-    lines = [(Path(a.output_dir) / "samples_rank_0.txt").read_text() for a in (whole, parts)]
-    assert lines[0] == lines[1]
+    for name in ("", "step_5"):
+        assert_same(*(backbone(Path(args.output_dir) / name) for args in (whole, parts)))
+    assert samples(parts) == samples(whole)
 
 
 def test_the_result_is_a_start_for_fine_tuning(make: Make, tmp_path: Path) -> None:

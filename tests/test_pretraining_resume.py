@@ -10,13 +10,13 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import load_file
 
 from amd_hf.training.checkpointing import latest_checkpoint, list_checkpoints, verify_checkpoint
+
+from .faults.workloads import write_clips
 
 SCRIPT = Path(__file__).resolve().parent.parent / "scripts" / "pretrain.py"
 NUM_KILLS = 6
@@ -26,16 +26,7 @@ TIMEOUT = 300
 
 @pytest.fixture(scope="module")
 def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("clips")
-    generator = np.random.default_rng(1)
-    for video in range(23):
-        (folder / f"video{video:02d}").mkdir()
-        noise = generator.integers(0, 255, (9, 12, 3), dtype=np.uint8)
-        texture = Image.fromarray(noise).resize((96, 72), Image.Resampling.BICUBIC)
-        for frame in range(3):
-            view = texture.crop((3 * frame, 0, 3 * frame + 84, 72))
-            view.save(folder / f"video{video:02d}" / f"{frame:05d}.jpg")
-    return folder
+    return write_clips(tmp_path_factory.mktemp("clips"))
 
 
 def command(clips: Path, output_dir: Path, *flags: str, num_processes: int = 1) -> list[str]:

@@ -1,26 +1,17 @@
 """Work over several processes gives what one process gives, and goes on where one of them died."""
 
+# ruff: noqa: F811 (fixtures)
+
 from __future__ import annotations
 
-import json
-import os
-import signal
-import subprocess
-import sys
-import threading
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from amd_hf import AMDConfig, AMDForSemanticSegmentation, AMDImageProcessor, AMDModel
-from amd_hf.cli import segment as segment_command
-from amd_hf.cli.finished import STATE_NAME
-from amd_hf.cli.main import main
 from amd_hf.data.frame_pairs import open_source
 from amd_hf.data.packing import pack_clips
 from amd_hf.data.packing_clips import PackingSettings
@@ -29,63 +20,8 @@ from amd_hf.data.voc import VOC_LABELS
 from amd_hf.evaluation import evaluate_benchmark
 
 from .evaluation_data import write_davis, write_images
-
-# Differ from run to run of one process, too.
-OF_THE_RUN = ("created", "seconds", "versions")
-
-
-class ThreadRanks(Ranks):
-    """Ranks whose processes are threads: the shares and merges are real, the transport is not."""
-
-    def __init__(self, rank: int, count: int, meeting: threading.Barrier, board: dict[int, Any]):
-        super().__init__(rank, count)
-        self.meeting, self.board = meeting, board
-
-    def gather(self, value: Any) -> list[Any] | None:
-        self.board[self.rank] = value
-        self._meet()
-        values = [self.board[rank] for rank in range(self.count)]
-        self._meet()
-        return values if self.is_main else None
-
-    def spread(self, value: Any) -> Any:
-        self.gather(value)
-        self._meet()
-        result = self.board[0]
-        self._meet()
-        return result
-
-    def _meet(self) -> None:
-        try:
-            self.meeting.wait(120)
-        except threading.BrokenBarrierError as error:
-            raise RuntimeError("another process ended") from error
-
-
-def together(work: Callable[[Ranks], Any], count: int = 2) -> tuple[list[Any], list[Exception]]:
-    """Runs `work` once per rank; returns results by rank and what went wrong."""
-    meeting, board = threading.Barrier(count), {}
-    results: list[Any] = [None] * count
-    errors: list[Exception] = []
-
-    def one(rank: int) -> None:
-        try:
-            results[rank] = work(ThreadRanks(rank, count, meeting, board))
-        except Exception as error:  # noqa: BLE001 (told to the test)
-            errors.append(error)
-            meeting.abort()
-
-    threads = [threading.Thread(target=one, args=(rank,)) for rank in range(count)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return results, errors
-
-
-def same(result: dict[str, Any]) -> str:
-    """A result as text, without what differs between any two runs."""
-    return json.dumps({key: value for key, value in result.items() if key not in OF_THE_RUN})
+from .rank_cases import model, processor, same, together  # noqa: F401 (fixtures)
+from .video_trees import write_videos
 
 
 class TestPlace:
@@ -115,17 +51,6 @@ class TestPlace:
     def test_impossible_place(self) -> None:
         with pytest.raises(ValueError, match="`rank` must be from 0 to 1 for 2 processes, got 2"):
             Ranks(2, 2)
-
-
-@pytest.fixture(scope="module")
-def model() -> AMDModel:
-    torch.manual_seed(0)
-    return AMDModel(AMDConfig.tiny()).eval()
-
-
-@pytest.fixture(scope="module")
-def processor(model: AMDModel) -> AMDImageProcessor:
-    return AMDImageProcessor.from_model_config(model.config, size={"shortest_edge": 48})
 
 
 class TestEvaluation:
@@ -221,14 +146,7 @@ class TestEvaluation:
 class TestPacking:
     @pytest.fixture
     def videos(self, tmp_path: Path) -> Path:
-        draw = np.random.default_rng(0)
-        for video in range(5):
-            folder = tmp_path / "videos" / f"v{video}"
-            folder.mkdir(parents=True)
-            for frame in range(6):
-                pixels = draw.integers(0, 256, (24, 32, 3)).astype(np.uint8)
-                Image.fromarray(pixels).save(folder / f"{frame}.jpg")
-        return tmp_path / "videos"
+        return write_videos(tmp_path / "videos", {f"v{number}": 6 for number in range(5)}, "")
 
     @staticmethod
     def pack(videos: Path, folder: Path, ranks: Ranks | None = None) -> dict[str, Any]:
@@ -271,187 +189,3 @@ class TestPacking:
         assert not errors
         assert self.files(tmp_path / "two") == self.files(tmp_path / "one")
         assert results[0] == self.pack(videos, tmp_path / "two")  # finished: left as it is
-
-
-class TestSegment:
-    @pytest.fixture
-    def command(
-        self,
-        model: AMDModel,
-        processor: AMDImageProcessor,
-        tmp_path: Path,
-        monkeypatch: pytest.MonkeyPatch,
-    ) -> list[str]:
-        monkeypatch.chdir(tmp_path)
-        model.save_pretrained("checkpoint")
-        processor.save_pretrained("checkpoint")
-        draw = np.random.default_rng(0)
-        for index in range(4):
-            small = Image.fromarray(draw.integers(0, 256, (4, 5, 3), dtype=np.uint8))
-            small.resize((40 + index, 30)).save(f"p{index}.png")
-        names = [f"p{index}.png" for index in range(4)]
-        return ["segment", *names, "--model", "checkpoint", "--device", "cpu", "--json"]
-
-    @staticmethod
-    def told(text: str) -> list[dict[str, Any]]:
-        """The JSON lines without the time and the folder."""
-        lines = [json.loads(line) for line in text.splitlines() if line.startswith("{")]
-        return [
-            {key: value for key, value in line.items() if key not in ("seconds", "mask", "overlay")}
-            for line in lines
-        ]
-
-    def test_goes_on(
-        self,
-        command: list[str],
-        capfd: pytest.CaptureFixture[str],
-        monkeypatch: pytest.MonkeyPatch,
-    ) -> None:
-        assert main([*command, "--output", "one"]) == 0
-        whole = self.told(capfd.readouterr().out)
-        done: list[str] = []
-        real = segment_command.segment_image
-
-        def noting(job: Any, *arguments: Any) -> Any:
-            if len(done) == 2 and job.source == "p2.png":
-                raise KeyboardInterrupt
-            done.append(job.source)
-            return real(job, *arguments)
-
-        monkeypatch.setattr(segment_command, "segment_image", noting)
-        assert main([*command, "--output", "two"]) == 130
-        assert [path.name for path in Path("two").glob(f"{STATE_NAME}*")] == [f"{STATE_NAME}-0"]
-        with Path("two", f"{STATE_NAME}-0").open("a") as file:
-            file.write('{"name": "p2", "inp')  # cut off by a kill
-        Image.open("p1.png").rotate(180).save("p1.png")  # changed since
-        done.append("again")
-        assert main([*command, "--output", "two"]) == 0
-        captured = capfd.readouterr()
-        assert done == ["p0.png", "p1.png", "again", "p1.png", "p2.png", "p3.png"]
-        assert "Going on: 2 of 4 inputs are done." in captured.err
-        told = self.told(captured.out)[2:]
-        assert [line["input"] for line in told] == [line["input"] for line in whole]
-        assert told[0] == whole[0]
-        assert told[2:] == whole[2:]
-        assert not list(Path("two").glob(f"{STATE_NAME}*"))
-
-    def test_other_options_start_afresh(
-        self, command: list[str], monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        done: list[str] = []
-        real = segment_command.segment_image
-
-        def noting(job: Any, *arguments: Any) -> Any:
-            done.append(job.source)
-            if len(done) == 3:
-                raise KeyboardInterrupt
-            return real(job, *arguments)
-
-        monkeypatch.setattr(segment_command, "segment_image", noting)
-        assert main([*command, "--output", "out"]) == 130
-        done.clear()
-        done.extend("....")
-        assert main([*command, "--output", "out", "--threshold", "0.4"]) == 0
-        assert done[4:] == ["p0.png", "p1.png", "p2.png", "p3.png"]
-
-    def test_two_tell_what_one_tells(
-        self, command: list[str], capfd: pytest.CaptureFixture[str]
-    ) -> None:
-        Path("p1.png").write_bytes(b"no picture")
-        assert main([*command, "--output", "one"]) == 2
-        whole = self.told(capfd.readouterr().out)
-        from amd_hf.cli.main import build_parser
-        from amd_hf.cli.progress import Console
-
-        args = build_parser(["segment"]).parse_args([*command, "--output", "two"])
-        Path("two").mkdir()
-        codes, errors = together(
-            lambda ranks: segment_command._segment_together(
-                args, Path("two"), Console(is_json=True), ranks
-            )
-        )
-        assert not errors
-        assert codes == [2, 0]
-        assert self.told(capfd.readouterr().out) == whole
-        one, two = (
-            {path.name: path.read_bytes() for path in Path(n).iterdir()} for n in ("one", "two")
-        )
-        assert one == two
-
-
-def launched(tmp_path: Path, *command: str) -> subprocess.CompletedProcess[str]:
-    """Runs a module or script in two processes of torchrun, on one thread each."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    process = subprocess.Popen(
-        [*launcher, "--nproc_per_node", "2", *command],
-        cwd=tmp_path,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        stdout, stderr = process.communicate(timeout=300)
-    except subprocess.TimeoutExpired:
-        for child in children_of(process.pid):
-            os.kill(child, signal.SIGKILL)
-        process.kill()
-        raise
-    return subprocess.CompletedProcess(command, process.returncode, stdout, stderr)
-
-
-def children_of(parent: int) -> list[int]:
-    """The processes that a launcher has started; each leads a group of its own."""
-    listed = subprocess.run(
-        ["ps", "-o", "pid=", "--ppid", str(parent)], capture_output=True, text=True, check=False
-    )
-    return [int(pid) for pid in listed.stdout.split()]
-
-
-@pytest.mark.slow
-class TestLauncher:
-    """The real transport."""
-
-    def test_evaluate(self, model: AMDModel, processor: AMDImageProcessor, tmp_path: Path) -> None:
-        write_davis(tmp_path / "davis")
-        model.save_pretrained(tmp_path / "checkpoint")
-        processor.save_pretrained(tmp_path / "checkpoint")
-        arguments = ["evaluate", "davis2016", "--data", "davis", "--model", "checkpoint"]
-        arguments += ["--quiet", "--bootstrap", "20", "--controls"]
-        done = launched(tmp_path, "-m", "amd_hf.cli", *arguments, "--output", "two.json")
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.count("DAVIS-2016") == 1  # one process tells
-        one = subprocess.run(
-            [sys.executable, "-m", "amd_hf.cli", *arguments, "--output", "one.json"],
-            cwd=tmp_path,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert one.returncode == 0, one.stderr
-        read = [json.loads((tmp_path / name).read_text()) for name in ("one.json", "two.json")]
-        assert same(read[0]) == same(read[1])
-
-    def test_pack(self, tmp_path: Path) -> None:
-        draw = np.random.default_rng(0)
-        for video in range(3):
-            folder = tmp_path / "videos" / f"v{video}"
-            folder.mkdir(parents=True)
-            for frame in range(4):
-                pixels = draw.integers(0, 256, (24, 32, 3)).astype(np.uint8)
-                Image.fromarray(pixels).save(folder / f"{frame}.jpg")
-        script = str(Path(__file__).parents[1] / "scripts" / "pack_youtube_vos.py")
-        arguments = ["--source", "videos", "--num_workers", "0", "--keep_shot_cuts"]
-        arguments += ["--frames_per_clip", "2", "--clips_per_shard", "2"]
-        done = launched(tmp_path, script, *arguments, "--output_dir", "two")
-        assert done.returncode == 0, done.stderr
-        settings = PackingSettings(frames_per_clip=2, clips_per_shard=2, reject_shot_cuts=False)
-        pack_clips(open_source(tmp_path / "videos"), tmp_path / "one", settings)
-        names = sorted(path.name for path in (tmp_path / "one").glob("*.tar"))
-        assert len(names) == 3
-        for name in names:
-            one, two = ((tmp_path / folder / name).read_bytes() for folder in ("one", "two"))
-            assert one == two

@@ -1,5 +1,7 @@
 """TimeCycle: patches, the tracker, the cycle, the loop and its result."""
 
+# ruff: noqa: F811 (fixtures)
+
 from __future__ import annotations
 
 import math
@@ -11,11 +13,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from safetensors.torch import load_file
 
 from amd_hf import AMDConfig, AMDForSemanticSegmentation
-from amd_hf.training.interrupts import StopRequest
 from amd_hf.training.timecycle import Localizer, TimeCycle, alignment, patch_grid
 from amd_hf.training.timecycle_training import (
     TimeCycleArguments,
@@ -24,58 +24,27 @@ from amd_hf.training.timecycle_training import (
     pretrain_timecycle,
 )
 
+from .pretraining_runs import (  # noqa: F401 (fixtures)
+    StopAfter,
+    arguments_maker,
+    assert_same,
+    clips,
+    samples,
+)
+
 Make = Callable[..., TimeCycleArguments]
-
-
-@pytest.fixture(scope="session")
-def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Six videos of three frames of smooth noise that moves by four pixels a frame."""
-    folder = tmp_path_factory.mktemp("moving") / "train" / "JPEGImages"
-    generator = np.random.default_rng(0)
-    for video in range(6):
-        (folder / f"video{video}").mkdir(parents=True)
-        noise = generator.integers(0, 255, (8, 10, 3), dtype=np.uint8)
-        scene = Image.fromarray(noise).resize((100, 80))
-        for frame in range(3):
-            view = scene.crop((4 * frame, 0, 84 + 4 * frame, 72))
-            view.save(folder / f"video{video}" / f"{frame:05d}.jpg")
-    return folder.parent.parent
 
 
 @pytest.fixture
 def make(clips: Path, tmp_path: Path) -> Make:
     """Makes the arguments of a tiny run."""
-
-    def make_arguments(name: str = "run", **options: Any) -> TimeCycleArguments:
-        settings: dict[str, Any] = {
-            "dataset": str(clips),
-            "output_dir": str(tmp_path / name),
-            "config_name": "tiny",
-            "crop_size": "64",
-            "per_device_train_batch_size": 2,
-            "max_train_steps": 4,
-            "checkpointing_steps": 2,
-            "logging_steps": 2,
-            "dataloader_num_workers": 0,
-            "record_samples": True,
-        }
-        return TimeCycleArguments(**{**settings, **options})
-
-    return make_arguments
-
-
-class StopAfter(StopRequest):
-    """Asks to stop when it has been looked at `count` times."""
-
-    def __init__(self, count: int) -> None:
-        super().__init__()
-        self.left = count
-
-    def __bool__(self) -> bool:
-        self.left -= 1
-        if self.left < 0:
-            self.signal_name = "SIGTERM"
-        return self.left < 0
+    return arguments_maker(
+        TimeCycleArguments,
+        tmp_path,
+        dataset=str(clips),
+        per_device_train_batch_size=2,
+        max_train_steps=4,
+    )
 
 
 def test_an_upright_patch_is_a_window_of_its_frame() -> None:
@@ -165,14 +134,10 @@ def test_a_stopped_run_goes_on_exactly(make: Make) -> None:
     parts = make("parts", **options)
     assert TimeCycleRun(parts, StopAfter(2)).run()["end"] == "SIGTERM"
     pretrain_timecycle(make("parts", **options, resume_from_checkpoint="latest"))
-    first, second = (
-        load_file(Path(args.output_dir) / "model.safetensors") for args in (whole, parts)
+    assert_same(
+        *(load_file(Path(args.output_dir) / "model.safetensors") for args in (whole, parts))
     )
-    assert first.keys() == second.keys()
-    for name, value in first.items():
-        assert torch.equal(value, second[name]), name
-    lines = [(Path(a.output_dir) / "samples_rank_0.txt").read_text() for a in (whole, parts)]
-    assert lines[0] == lines[1]
+    assert samples(parts) == samples(whole)
 
 
 def test_the_result_is_a_start_for_fine_tuning(make: Make) -> None:
