@@ -311,7 +311,7 @@ def test_joint_stage_adds_both_frames_to_the_published_loss() -> None:
     assert logs["photometric_loss"].item() == pytest.approx(photometric.loss.item(), rel=1e-5)
     # Only the one frame with a mask counts.
     object_masks_of_it = photometric.segment_masks[0, 0, model.config.object_segment]
-    expected = -1.5 * object_masks_of_it.log().mean()
+    expected = -object_masks_of_it.log().mean()
     assert logs["pseudo_mask_loss"].item() == pytest.approx(expected.item(), rel=1e-4)
     loss.backward()
     assert all(

@@ -38,8 +38,9 @@ SALIENCY_MIDDLE = 0.5
 SALIENCY_MARGIN = 0.02
 MOTION_WEIGHT = 4.5
 MAX_MOTION_EVIDENCE = 4.5
-# Weight of pixels inside of a pseudo-mask relative to the others: it is nearly whole already.
-INSIDE_WEIGHT = 1.5
+# Weight of pixels inside of a pseudo-mask relative to the others. The masks are nearly whole: with
+# 1.5, objects come out too large (their threshold had to be 0.6).
+INSIDE_WEIGHT = 1.0
 # A mask is kept if it covers a share of the frame between these, touches at most so much of the
 # border, and moves by at least so many pixels against the camera.
 MIN_AREA = 0.012
