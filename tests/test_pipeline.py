@@ -64,6 +64,14 @@ def video(tmp_path: Path) -> Path:
     return path
 
 
+def test_pipeline_of_the_package_is_that_of_transformers() -> None:
+    import transformers
+
+    import amd_hf
+
+    assert amd_hf.pipeline is transformers.pipeline
+
+
 def test_one_image_gives_one_object(pipe: Any, image: Image.Image) -> None:
     entries = pipe(image, threshold=0.2)
     assert len(entries) == 1

@@ -1,12 +1,18 @@
 """Unsupervised object segmentation learned from raw video.
 
 Importing this package registers its configuration, models, image processor and pipeline with
-transformers; it needs no optional extra.
+transformers; it needs no optional extra. `amd_hf.pipeline` is that of transformers.
 """
 
 from pathlib import Path
 
-from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForSemanticSegmentation
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForSemanticSegmentation,
+    pipeline,
+)
 
 from amd_hf._version import __version__
 from amd_hf.configuration_amd import AMDConfig
@@ -55,4 +61,5 @@ __all__ = [
     "AMDPreTrainedModel",
     "ZeroShotObjectSegmentationPipeline",
     "__version__",
+    "pipeline",
 ]
