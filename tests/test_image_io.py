@@ -151,6 +151,16 @@ def test_pixel_limit_is_stated() -> None:
         read_image(Image.new("L", (4, 4)), max_pixels=10)
 
 
+def test_values_that_are_no_gray_levels_are_named_and_no_damage(tmp_path: Path) -> None:
+    path = tmp_path / "depth.tif"
+    Image.fromarray(np.full((4, 4), 300.0, dtype=np.float32)).save(path)
+    with pytest.raises(
+        ValueError, match=r"depth\.tif': Image values must lie in 0\.\.255"
+    ) as caught:
+        read_image(path)
+    assert "damaged" not in str(caught.value)
+
+
 def test_huge_file_is_refused_before_it_is_decoded(tmp_path: Path) -> None:
     path = tmp_path / "bomb.png"
     # A valid header of 20000 x 20000 pixels; nothing behind it is ever read.

@@ -163,15 +163,20 @@ def _pil_to_rgb(image: Image.Image, max_pixels: int, name: str) -> np.ndarray:
     try:
         image.load()
         image = ImageOps.exif_transpose(image)
-        if image.mode.startswith(("I", "F")):
-            return _array_to_rgb(np.asarray(image), max_pixels, None, is_tensor=False)
-        if image.has_transparency_data:
+        is_wide = image.mode.startswith(("I", "F"))
+        if not is_wide and image.has_transparency_data:
             image = image.convert("RGBA")
             white = Image.new("RGBA", image.size, (255, 255, 255, 255))
             image = Image.alpha_composite(white, image)
-        return np.array(image.convert("RGB"))
+        levels = np.array(image if is_wide else image.convert("RGB"))
     except DECODE_ERRORS as error:
         raise ValueError(f"{name} is damaged or cut off ({error}); replace the file.") from error
+    if not is_wide:
+        return levels
+    try:
+        return _array_to_rgb(levels, max_pixels, None, is_tensor=False)
+    except ValueError as error:  # whole, but with values that are no gray levels
+        raise ValueError(f"{name}: {error}") from error
 
 
 def _array_to_rgb(
