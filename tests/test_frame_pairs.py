@@ -23,6 +23,8 @@ from amd_hf.data.packing import pack_clips
 from amd_hf.data.packing_clips import PackingSettings
 from amd_hf.data.sampling import PairSampler
 from amd_hf.data.sources import Clip
+from amd_hf.data.sources_video import video_files
+from amd_hf.video_amd import VIDEO_SUFFIXES
 from tests.video_trees import write_video_file, write_videos
 
 VIDEOS = {f"video{number}": 6 for number in range(7)}
@@ -354,3 +356,9 @@ def test_shared_training_shards(shared_dir: Path) -> None:
     transform = PairTransform("published", crop_size=128)
     dataset = frame_pairs(source, transform=transform, min_difference=0.5).take(40)
     assert all(item["pixel_values"].shape == (2, 3, 128, 128) for item in dataset)
+
+
+def test_every_video_that_is_segmented_is_trained_on(tmp_path: Path) -> None:
+    for suffix in VIDEO_SUFFIXES:
+        (tmp_path / f"clip{suffix.upper()}").touch()
+    assert len(video_files([tmp_path])) == len(VIDEO_SUFFIXES)

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from amd_hf.data.counting import SkipCounter
 from amd_hf.data.decoding import PairTransform
-from amd_hf.data.sources import VIDEO_SUFFIXES, ClipSource, ConcatenatedSource
+from amd_hf.data.sources import ClipSource, ConcatenatedSource
 from amd_hf.data.sources_archives import TarShardSource, ZipSource
 from amd_hf.data.sources_frames import FrameFolderSource
 from amd_hf.data.sources_generated import GeneratedSource
 from amd_hf.data.sources_video import VideoFileSource, video_files
+from amd_hf.video_amd import VIDEO_SUFFIXES
 
 if TYPE_CHECKING:
     from datasets import IterableDataset

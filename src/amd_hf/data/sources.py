@@ -11,7 +11,6 @@ from pathlib import PurePosixPath
 from typing import Any
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm"})
-VIDEO_SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg"})
 # YouTube-VOS numbers its frames by their position in a video of 30 frames/s; `train` holds every
 # fifth of them, `train_all_frames` all.
 YOUTUBE_VOS_FPS = 30.0

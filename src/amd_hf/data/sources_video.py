@@ -13,8 +13,8 @@ import av
 import numpy as np
 
 from amd_hf.data.encoding import encode_ppm
-from amd_hf.data.sources import VIDEO_SUFFIXES, Clip, ClipSource
-from amd_hf.video_amd import LEAST_FPS, MOST_FPS, VIDEO_ERRORS, open_video
+from amd_hf.data.sources import Clip, ClipSource
+from amd_hf.video_amd import LEAST_FPS, MOST_FPS, VIDEO_ERRORS, VIDEO_SUFFIXES, open_video
 
 # Without a time stamp within half a frame of the wanted one, decoding gives up after this many.
 MAX_DECODED_FRAMES = 1000
