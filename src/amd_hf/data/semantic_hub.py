@@ -67,6 +67,11 @@ class LabelledRows:
             raise ValueError(f"Row {index} of {self.title} has no `{column}`; remove the row.")
         return open_image(io.BytesIO(cell["bytes"]) if cell.get("bytes") else cell["path"])
 
+    def _unreadable(self, index: int, error: Exception) -> ValueError:
+        return ValueError(
+            f"Cannot read row {index} of {self.title} ({error}); repair or remove the row."
+        )
+
     def load_image(self, index: int) -> Image.Image:
         """The image in RGB, upright.
 
@@ -77,7 +82,7 @@ class LabelledRows:
             with self._open(index, self.image_column) as image:
                 return ImageOps.exif_transpose(image).convert("RGB")
         except DECODE_ERRORS as error:
-            raise ValueError(f"Cannot read row {index} of {self.title} ({error}).") from error
+            raise self._unreadable(index, error) from error
 
     def load_mask(self, index: int) -> NDArray[np.int64]:
         """Class ids of shape (H, W).
@@ -91,7 +96,7 @@ class LabelledRows:
                     return self.coding.decode(np.asarray(mask).astype(np.int64))
                 channels = np.asarray(mask.convert("RGB")).astype(np.int64)
         except DECODE_ERRORS as error:
-            raise ValueError(f"Cannot read row {index} of {self.title} ({error}).") from error
+            raise self._unreadable(index, error) from error
         codes = channels[..., 0] * 65536 + channels[..., 1] * 256 + channels[..., 2]
         return self.coding.decode(codes)
 
@@ -105,7 +110,7 @@ class LabelledRows:
             with self._open(index, self.image_column) as image:
                 return upright_size(image)
         except DECODE_ERRORS as error:
-            raise ValueError(f"Cannot read row {index} of {self.title} ({error}).") from error
+            raise self._unreadable(index, error) from error
 
     def subset(self, indices: Sequence[int], title: str) -> LabelledRows:
         """Some of the rows, under another title."""
