@@ -38,6 +38,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--dataset", required=True, help="unlabelled clips for the choice of the object segment")
     add("--output_dir", default=DEFAULT_CHECKPOINT, help="folder of the bundled checkpoint")
     add("--short_side", type=int, default=160, help="input size of the image processor in pixels")
+    add("--significant_bits", type=int, default=8, help="of the weights; fewer compress better")
     add("--num_pairs", type=int, default=128, help="pairs that the object segment is chosen from")
     return parser.parse_args()
 
@@ -54,6 +55,30 @@ def choose(model: AMDModel, arguments: argparse.Namespace) -> str:
     choice = choose_object_segment(model, batches, num_pairs=arguments.num_pairs)
     store_object_segment(model.config, choice)
     return choice.table()
+
+
+@torch.no_grad()
+def round_weights(model: Any, significant_bits: int) -> None:
+    """Rounds kernels to fewer significant bits than bfloat16 has, so that their file compresses.
+
+    Batch-norm values and biases stay as they are.
+
+    Args:
+        model: Changed in place.
+        significant_bits: From 2 to 8; 8 leaves it to bfloat16.
+
+    Raises:
+        ValueError: If the number is out of range.
+    """
+    if not 2 <= significant_bits <= 8:
+        raise ValueError(f"`significant_bits` must be from 2 to 8, got {significant_bits}.")
+    if significant_bits == 8:
+        return
+    steps = 2.0**significant_bits
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            mantissa, exponent = torch.frexp(parameter)
+            parameter.copy_(torch.ldexp((mantissa * steps).round() / steps, exponent))
 
 
 def save(model: Any, folder: Path, short_side: int) -> None:
@@ -81,6 +106,7 @@ def main() -> int:
     arguments = parse_arguments()
     try:
         model = AMDModel.from_pretrained(arguments.model_name_or_path).eval()
+        round_weights(model, arguments.significant_bits)
         print(choose(model, arguments))
         save(model, Path(arguments.output_dir), arguments.short_side)
     except (ValueError, OSError) as error:

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import torch
@@ -38,6 +39,42 @@ def test_folder_is_complete_and_loads(repository: Path, tmp_path: Path) -> None:
     assert torch.allclose(found, expected, atol=0.05)
     processor = AMDImageProcessor.from_pretrained(tmp_path / "out")
     assert dict(processor.size) == {"shortest_edge": 96}
+
+
+def test_fewer_significant_bits_compress_better(repository: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = AMDModel(AMDConfig.tiny()).eval()
+    model.save_pretrained(tmp_path / "run")
+    sizes = {}
+    for bits in (5, 8):
+        done = _run(
+            repository,
+            *("--model_name_or_path", str(tmp_path / "run"), "--dataset", "generated:16"),
+            *("--output_dir", str(tmp_path / f"out_{bits}"), "--significant_bits", str(bits)),
+            *("--num_pairs", "8"),
+        )
+        assert done.returncode == 0, done.stderr
+        content = (tmp_path / f"out_{bits}" / "model.safetensors").read_bytes()
+        sizes[bits] = len(zlib.compress(content))
+    assert sizes[5] < 0.85 * sizes[8]
+    rounded = AMDModel.from_pretrained(tmp_path / "out_5").state_dict()
+    for name, parameter in model.named_parameters():
+        if parameter.dim() > 1:
+            # Half a step of five bits, relative to the power of two below the value.
+            limit = 2.0**-5 * parameter.detach().abs() + 1e-12
+            assert bool(((rounded[name] - parameter.detach()).abs() <= limit).all())
+            assert not torch.equal(rounded[name], parameter.detach().bfloat16().float())
+
+
+def test_wrong_number_of_bits_is_refused(repository: Path, tmp_path: Path) -> None:
+    AMDModel(AMDConfig.tiny()).save_pretrained(tmp_path / "run")
+    done = _run(
+        repository,
+        *("--model_name_or_path", str(tmp_path / "run"), "--dataset", "generated:16"),
+        *("--output_dir", str(tmp_path / "out"), "--significant_bits", "9"),
+    )
+    assert done.returncode == 2
+    assert "from 2 to 8, got 9" in done.stderr
 
 
 def test_missing_model_is_named(repository: Path, tmp_path: Path) -> None:
