@@ -16,7 +16,7 @@ import torch
 from amd_hf import AMDConfig, AMDImageProcessor, AMDModel
 from amd_hf.hub import publish_folder
 from amd_hf.training.arguments import PretrainingArguments, parse_arguments
-from amd_hf.training.data_stream import with_known_steps
+from amd_hf.training.data_stream import EndlessBatches, with_known_steps
 from amd_hf.training.interrupts import StopRequest, stop_requests
 from amd_hf.training.objectives import Stage, parse_stages, register_objective, stage_at
 from amd_hf.training.pretraining import PretrainingRun, pretrain
@@ -70,6 +70,30 @@ def test_restart_of_the_data_and_changed_options(
     assert "Fresh order of the data from step 2 on" in caplog.text
     assert "weight_decay was 1e-06, is 0.0; " not in caplog.text.split("max_train_steps was 2")[1]
     assert "Options differ from those of the checkpoint" in caplog.text
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_restarted_stream_goes_on_where_it_was(make: Make, num_workers: int) -> None:
+    """The position of a fresh order of the data belongs to that order, not to the first one."""
+    args = make(dataset="generated:24", dataloader_num_workers=num_workers, pairs_per_clip=2)
+
+    def stream() -> EndlessBatches:
+        return EndlessBatches(args, AMDConfig.tiny())
+
+    def keys(batches: EndlessBatches, count: int) -> list[list[str]]:
+        return [next(batches)["key"] for _ in range(count)]
+
+    whole, begun, resumed, first_order = (stream() for _ in range(4))
+    whole.restart(epoch=5)
+    wanted = keys(whole, 4)
+    begun.restart(epoch=5)
+    assert keys(begun, 2) == wanted[:2]
+    resumed.load_state_dict(begun.state_dict())
+    assert keys(resumed, 2) == wanted[2:]
+    assert resumed.state_dict()["epoch_of_the_stream"] == 5
+    assert keys(first_order, 4) != wanted
+    for batches in (whole, begun, resumed, first_order):
+        batches.close()
 
 
 def test_an_earlier_run_is_not_overwritten(make: Make) -> None:

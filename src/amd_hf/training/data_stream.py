@@ -29,6 +29,8 @@ logger = logging.getLogger(__name__)
 
 # The objective that needs masks beside the frames.
 MASK_STAGE = "pseudo_mask"
+# Where a position says which order of the pairs it is in, unless it is the first.
+EPOCH = "epoch_of_the_stream"
 
 
 def source_of(text: str) -> str | list[str]:
@@ -163,6 +165,7 @@ class EndlessBatches:
             )
         self._iterator: Iterator[dict[str, Any]] | None = None
         self._last_position: dict[str, Any] | None = None
+        self._epoch = 0
 
     def new_transform(self, args: Any, config: AMDConfig) -> PairTransform:
         """What turns a pair of encoded frames into a sample; subclasses bring another one."""
@@ -198,17 +201,24 @@ class EndlessBatches:
 
     def state_dict(self) -> dict[str, Any]:
         """The position after the last batch that was handed out."""
+        position: dict[str, Any] = {}
         if self._last_position is not None:
-            return self._last_position
-        return self.loader.state_dict() if self._iterator is not None else {}
+            position = self._last_position
+        elif self._iterator is not None:
+            position = self.loader.state_dict()
+        return {**position, EPOCH: self._epoch} if self._epoch else position
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Goes on from a position that `state_dict` gave; call it before the first batch."""
-        if state:
-            self.loader.load_state_dict(state)
+        position = dict(state)
+        # `datasets` begins anew, without a word, where the position is of another epoch.
+        self.restart(position.pop(EPOCH, 0))
+        if position:
+            self.loader.load_state_dict(position)
 
     def restart(self, epoch: int) -> None:
         """Starts another order of the pairs; call it before the first batch."""
+        self._epoch = epoch
         self.dataset.set_epoch(epoch)
 
     def close(self) -> None:
