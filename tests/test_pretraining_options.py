@@ -96,6 +96,17 @@ def test_a_restarted_stream_goes_on_where_it_was(make: Make, num_workers: int) -
         batches.close()
 
 
+def test_going_back_leaves_no_later_checkpoints_behind(make: Make) -> None:
+    args = make(max_train_steps=4)
+    pretrain(args)
+    first, later = (Path(args.output_dir) / f"step_{step}" for step in (2, 4))
+    with pytest.raises(ValueError, match=r"also holds the later step_4.*move or delete them"):
+        pretrain(make(max_train_steps=4, resume_from_checkpoint=str(first)))
+    later.rename(later.with_name("left_behind"))
+    pretrain(make(max_train_steps=4, resume_from_checkpoint=str(first)))
+    assert_same_weights(later, later.with_name("left_behind"))
+
+
 def test_an_earlier_run_is_not_overwritten(make: Make) -> None:
     pretrain(make(max_train_steps=2))
     with pytest.raises(ValueError, match="already holds checkpoints of a run; go on with"):

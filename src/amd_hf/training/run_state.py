@@ -124,12 +124,30 @@ def _find_checkpoint(args: PretrainingArguments) -> Path | None:
         return None
     if args.resume_from_checkpoint != LATEST:
         checkpoint = Path(args.resume_from_checkpoint)
+        _check_is_newest(checkpoint, output_dir)
         verify_checkpoint(checkpoint)
         return checkpoint
     latest = latest_checkpoint(output_dir)
     if latest is None:
         logger.warning("No checkpoint to resume from in %s; starting from step 0.", output_dir)
     return latest
+
+
+def _check_is_newest(checkpoint: Path, output_dir: Path) -> None:
+    """Refuses to leave later checkpoints behind that `latest` would take for those of the new run.
+
+    Raises:
+        ValueError: If the folder of the run holds some.
+    """
+    names = [path.name for path in list_checkpoints(output_dir)]
+    if checkpoint.resolve().parent != output_dir.resolve() or checkpoint.name not in names:
+        return
+    if later := names[names.index(checkpoint.name) + 1 :]:
+        raise ValueError(
+            f"{output_dir} also holds the later {', '.join(later)}, which `latest` would take for "
+            f"those of the run that goes on from {checkpoint.name}; move or delete them, or choose "
+            "another --output_dir."
+        )
 
 
 class RunState:
