@@ -105,7 +105,12 @@ def main() -> int:
     if arguments.hub_dataset_id:
         private = True if arguments.private else None
         name = arguments.hub_dataset_id
-        publish_folder(arguments.output_dir, name, repo_type="dataset", private=private)
+        try:
+            publish_folder(arguments.output_dir, name, repo_type="dataset", private=private)
+        except (ValueError, OSError, RuntimeError) as error:
+            again = "the shards are complete: the same command uploads them"
+            print(f"error: not uploaded to {name}: {error}; {again}", file=sys.stderr)
+            return 2
         print(f"uploaded to {name}")
     return 0
 

@@ -239,6 +239,10 @@ def test_script(
     monkeypatch.setattr(sys, "argv", [script.name, "--source", str(root), *common])
     assert main() == 0
     assert "2 clips of 1 videos in 1 shards" in capsys.readouterr().out
+    upload = ["--hub_dataset_id", "no id!"]
+    monkeypatch.setattr(sys, "argv", [script.name, "--source", str(root), *common, *upload])
+    assert main() == 2
+    assert "error: not uploaded to no id!: " in capsys.readouterr().err
     missing = str(tmp_path / "none")
     monkeypatch.setattr(sys, "argv", [script.name, "--source", missing, *common])
     assert main() == 2

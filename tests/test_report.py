@@ -8,6 +8,7 @@ from amd_hf.cli.main import main
 from amd_hf.evaluation.report import (
     BEGIN_MARK,
     END_MARK,
+    REQUIRED_KEYS,
     insert_report,
     load_result,
     published_results,
@@ -198,7 +199,13 @@ class TestFiles:
 
     @pytest.mark.parametrize(
         ("text", "message"),
-        [(None, "Cannot read"), ("{", "Cannot read"), ("[]", "is not a result"), ("{}", "has no")],
+        [
+            (None, "Cannot read"),
+            ("{", "Cannot read"),
+            ("[]", "is not a result"),
+            ("{}", "has no"),
+            (json.dumps(dict.fromkeys(REQUIRED_KEYS[:-1])), "has no 'seconds'"),
+        ],
     )
     def test_bad_files(self, tmp_path, capsys, text, message):
         path = tmp_path / "r.json"

@@ -42,7 +42,11 @@ CONTROL_NAMES = {
 }
 # Objectives of the adaptation that use no classical flow; None is the published one.
 WITHOUT_FLOW = (None, "segment_flow", "pixel_flow")
-REQUIRED_KEYS = ("benchmark", "title", "kind", "protocol", "model", "selected", "rows", "versions")
+REQUIRED_KEYS = (
+    *("benchmark", "title", "kind", "protocol", "model", "selected", "rows", "versions"),
+    *("settings", "num_expected", "num_found", "num_without_mask", "num_scored", "is_subset"),
+    *("created", "seconds"),
+)
 F_BETA_NOTE = (
     "F uses beta^2 = 0.3. The AMD paper does not say at which threshold its F is taken, and its "
     "saliency evaluation was not released: its numbers stand under adaptive F (twice the mean of "
@@ -157,7 +161,8 @@ def _section(
 def _heading(result: dict[str, Any]) -> str:
     """Title with how much of the set was scored."""
     if not result["is_subset"]:
-        return f"{result['title']} ({result['num_scored']} frames)"
+        unit = "frames" if result["kind"] == "video" else "images"
+        return f"{result['title']} ({result['num_scored']} {unit})"
     return f"{result['title']}, subset ({result['num_scored']} of {result['num_expected']})"
 
 
