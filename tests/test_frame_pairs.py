@@ -362,3 +362,12 @@ def test_every_video_that_is_segmented_is_trained_on(tmp_path: Path) -> None:
     for suffix in VIDEO_SUFFIXES:
         (tmp_path / f"clip{suffix.upper()}").touch()
     assert len(video_files([tmp_path])) == len(VIDEO_SUFFIXES)
+
+
+def test_fractional_weights_leave_shards_for_all_processes(tmp_path: Path) -> None:
+    tree = write_videos(tmp_path / "tree", {f"v{number}": 3 for number in range(8)})
+    stream = frame_pairs(tree, weights={"v": 0.5}, repeat=True, shuffle=False)
+    assert stream.num_shards == 4
+    # One of four processes: in some rounds it has no clip at all.
+    alone = iter(stream.shard(num_shards=4, index=3))
+    assert len({next(alone)["key"] for _ in range(12)}) > 2

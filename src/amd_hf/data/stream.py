@@ -96,7 +96,7 @@ class _IndexedClips:
         self.expected = sampler.expected_visits(source)
         visits = len(source) * sampler.pairs_per_clip
         if self.expected is not None:
-            visits = max(int(np.floor(self.expected).sum()), 1)
+            visits = max(int(self.expected.sum()), 1)
         if num_shards is not None and not 1 <= num_shards <= visits:
             raise ValueError(
                 f"`num_shards` must be from 1 to the {visits} pairs of a pass, got {num_shards}."
@@ -250,14 +250,17 @@ class PairExamples(_BaseExamplesIterable):
         state = self._state_dict if self._state_dict is not None else _round_start() | {"round": 0}
         while self.repeat or state["round"] == 0:
             is_whole_round = all(state[name] == value for name, value in _round_start().items())
-            num_items = 0
+            num_visits = num_items = 0
             round_seed = [self.clips.sampler.seed, self.epoch_key, state["round"]]
             for clip, read, generator in self.clips.walk(self.shards, round_seed, state):
+                num_visits += 1
                 example = self._example(clip, read, generator)
                 if example is not None:
                     num_items += 1
                     yield example["key"], example
-            if is_whole_round and not num_items and self.shards:
+            # With fractional weights a round may by chance have no clip for a few shards.
+            is_by_chance = bool(self.clips.sampler.weights) and not num_visits
+            if is_whole_round and not num_items and self.shards and not is_by_chance:
                 raise RuntimeError(
                     f"No pair could be taken from {len(self.shards)} shards in a whole pass"
                     f" ({self.counter!r}; the last one was {self.counter.latest or 'none'});"
