@@ -58,6 +58,21 @@ def test_missing_and_empty_sources(tmp_path: Path) -> None:
         frame_pairs("generated:many")
 
 
+@pytest.mark.parametrize(
+    ("name", "is_id"),
+    [("org/clips", True), ("org/clips-1.5", True), ("org/clips.zip", False), ("a/b/c", False)],
+)
+def test_what_is_taken_for_the_id_of_a_hub_data_set(
+    name: str, is_id: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def opened(name: str, split: str) -> Any:
+        raise ValueError(f"asked for {name}")
+
+    monkeypatch.setattr("amd_hf.data.sources_hub._load", opened)
+    with pytest.raises(ValueError, match="asked for" if is_id else "does not exist"):
+        open_source(name)
+
+
 def test_unreachable_hub_data_set(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(ValueError, match="'no/such-clips' is no folder, archive or video here"):

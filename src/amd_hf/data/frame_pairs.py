@@ -176,7 +176,9 @@ def open_source(source: Source | Any, *, split: str = "train", block_clips: int 
         return _open_path(path, split)
     if name == GENERATED or name.startswith(f"{GENERATED}:"):
         return _open_generated(name)
-    is_hub_id = isinstance(source, str) and name.count("/") <= 1 and not path.suffix
+    # Ids may end in a version ("org/clips-1.5"), names of files in letters.
+    is_file_name = path.suffix.strip(".0123456789") != ""
+    is_hub_id = isinstance(source, str) and name.count("/") <= 1 and not is_file_name
     if not is_hub_id or name.startswith((".", "/", "~")):
         raise ValueError(f"`source` {name!r} does not exist; check the path.")
     from amd_hf.data.sources_hub import HubClips

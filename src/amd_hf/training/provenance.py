@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import shlex
 from dataclasses import fields
@@ -93,7 +94,7 @@ def describe_sources(dataset: str, terms: str) -> list[dict[str, Any]]:
     source = source_of(dataset)
     described = []
     for name in [source] if isinstance(source, str) else source:
-        is_local = Path(name).expanduser().exists() or name.startswith(GENERATED)
+        is_local = os.path.exists(Path(name).expanduser()) or name.partition(":")[0] == GENERATED
         clips = open_source(name) if is_local else None  # a Hub data set would be streamed again
         videos = {clips.video(index) for index in range(len(clips))} if clips is not None else None
         described.append(
