@@ -13,7 +13,13 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from amd_hf.training.options import check_finite, option, parser_for
+from amd_hf.training.options import (
+    check_finite,
+    check_schedule,
+    option,
+    parse_sides,
+    parser_for,
+)
 from amd_hf.training.recipes import RECIPES, recipe_options
 
 CONFIG_NAMES = ("official", "small", "tiny")
@@ -160,11 +166,6 @@ class PretrainingArguments:
             if value not in allowed:
                 names = ", ".join(choice for choice in allowed if choice)
                 raise ValueError(f"`{name}` must be one of {names}, got {value!r}.")
-        if self.config_name not in CONFIG_NAMES and not os.path.isdir(self.config_name):
-            raise ValueError(
-                f"`config_name` must be one of {', '.join(CONFIG_NAMES)} or a folder with a "
-                f"config.json, got {self.config_name!r}, which is neither."
-            )
 
     def _check_ranges(self) -> None:
         for name in ("dataset", "output_dir"):
@@ -193,36 +194,17 @@ class PretrainingArguments:
                 "`target_dt` and `frame_gap` exclude each other; give the distance of the two "
                 "frames either in seconds or in frames."
             )
-        if self.lr_scheduler_type != "constant" and self.min_learning_rate >= self.learning_rate:
-            raise ValueError(
-                f"`min_learning_rate` must be smaller than `learning_rate`, got "
-                f"{self.min_learning_rate} and {self.learning_rate}."
-            )
-        if self.num_warmup_steps >= self.max_train_steps:
-            raise ValueError(
-                f"`num_warmup_steps` must be smaller than `max_train_steps`, got "
-                f"{self.num_warmup_steps} and {self.max_train_steps}."
-            )
+        check_schedule(self)
+        check_start(self)
         if self.model_name_or_path and self.config_overrides:
             raise ValueError(
                 "`config_overrides` and `model_name_or_path` exclude each other; the weights come "
                 "with their own configuration."
             )
-        if self.restart_data_stream and not self.resume_from_checkpoint:
-            raise ValueError(
-                "`restart_data_stream` needs `resume_from_checkpoint`; a fresh run has no stream "
-                "to restart."
-            )
         if self.push_to_hub and not os.path.isfile(self.model_card_template):
             raise ValueError(
                 "`push_to_hub` needs `model_card_template`, got "
                 f"{self.model_card_template!r}, which is no file; pass the one of the repository."
-            )
-        resumed = self.resume_from_checkpoint
-        if resumed not in (None, LATEST) and not os.path.isdir(str(resumed)):
-            raise ValueError(
-                f"`resume_from_checkpoint` must be `latest` or an existing step_N folder, got "
-                f"{resumed!r}."
             )
 
     def frame_gap_range(self) -> tuple[int, int]:
@@ -264,12 +246,7 @@ class PretrainingArguments:
         Raises:
             ValueError: If `crop_size` is neither `N` nor `HEIGHTxWIDTH` of at least 32.
         """
-        parts = self.crop_size.lower().split("x")
-        if len(parts) <= 2 and all(part.isdecimal() and int(part) >= 32 for part in parts):
-            return int(parts[0]), int(parts[-1])
-        raise ValueError(
-            f"`crop_size` must be N or HEIGHTxWIDTH of at least 32 pixels, got {self.crop_size!r}."
-        )
+        return parse_sides("crop_size", self.crop_size)
 
     def source_weights(self) -> dict[str, float]:
         """Factor by the beginning of a video's name.
@@ -310,6 +287,33 @@ class PretrainingArguments:
             ValueError: If there is no such recipe, or a value is wrong.
         """
         return cls(**{**recipe_options(recipe), "recipe": recipe, **options})
+
+
+def check_start(args: Any) -> None:
+    """Checks where a run starts from.
+
+    Args:
+        args: Has `config_name`, `resume_from_checkpoint` and `restart_data_stream`.
+
+    Raises:
+        ValueError: If a folder is missing, or the options contradict each other.
+    """
+    if args.config_name not in CONFIG_NAMES and not os.path.isdir(args.config_name):
+        raise ValueError(
+            f"`config_name` must be one of {', '.join(CONFIG_NAMES)} or a folder with a "
+            f"config.json, got {args.config_name!r}, which is neither."
+        )
+    if args.restart_data_stream and not args.resume_from_checkpoint:
+        raise ValueError(
+            "`restart_data_stream` needs `resume_from_checkpoint`; a fresh run has no stream "
+            "to restart."
+        )
+    resumed = args.resume_from_checkpoint
+    if resumed not in (None, LATEST) and not os.path.isdir(str(resumed)):
+        raise ValueError(
+            f"`resume_from_checkpoint` must be `latest` or an existing step_N folder, got "
+            f"{resumed!r}."
+        )
 
 
 def build_parser() -> argparse.ArgumentParser:

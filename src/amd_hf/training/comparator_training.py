@@ -17,10 +17,10 @@ import torch
 from amd_hf.data.augmentation import AUGMENTATION_PRESETS
 from amd_hf.image_processing_amd import AMDImageProcessor
 from amd_hf.training.checkpointing import save_final
-from amd_hf.training.finetuning_engine import EngineArguments, check_schedule, parse_sides
+from amd_hf.training.finetuning_engine import EngineArguments
 from amd_hf.training.finetuning_loop import EngineRun
 from amd_hf.training.finetuning_results import write_results
-from amd_hf.training.options import option
+from amd_hf.training.options import check_schedule, option, parse_sides
 from amd_hf.training.setup import build_config
 
 logger = logging.getLogger(__name__)

@@ -10,13 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from amd_hf.training.finetuning_engine import (
-    EngineArguments,
-    check_schedule,
-    parse_into,
-    parse_sides,
-)
-from amd_hf.training.options import option
+from amd_hf.training.finetuning_engine import EngineArguments, parse_into
+from amd_hf.training.options import check_schedule, option, parse_sides
 
 MODES = ("full", "frozen", "head")
 OPTIMIZERS = ("sgd", "adamw")

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, TypeVar
 
-from amd_hf.training.arguments import CONFIG_NAMES, LATEST, PRECISIONS, SCHEDULES
+from amd_hf.training.arguments import PRECISIONS, SCHEDULES, check_start
 from amd_hf.training.options import check_finite, option, parser_for
 
 Arguments = TypeVar("Arguments", bound="EngineArguments")
@@ -92,65 +91,13 @@ class EngineArguments:
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise ValueError(f"`{name}` must be positive, got {value}.")
-        self._check_start()
-
-    def _check_start(self) -> None:
-        if self.config_name not in CONFIG_NAMES and not os.path.isdir(self.config_name):
-            raise ValueError(
-                f"`config_name` must be one of {', '.join(CONFIG_NAMES)} or a folder with a "
-                f"config.json, got {self.config_name!r}, which is neither."
-            )
-        if self.restart_data_stream and not self.resume_from_checkpoint:
-            raise ValueError(
-                "`restart_data_stream` needs `resume_from_checkpoint`; a fresh run has no stream "
-                "to restart."
-            )
-        resumed = self.resume_from_checkpoint
-        if resumed not in (None, LATEST) and not os.path.isdir(str(resumed)):
-            raise ValueError(
-                f"`resume_from_checkpoint` must be `latest` or an existing step_N folder, got "
-                f"{resumed!r}."
-            )
+        check_start(self)
 
     def to_dict(self) -> dict[str, Any]:
         """All options by name, without the token of the Hub."""
         options = asdict(self)
         options.pop("hub_token", None)
         return options
-
-
-def check_schedule(args: Any) -> None:
-    """Checks the learning rates and the steps of a schedule.
-
-    Args:
-        args: Has `learning_rate`, `min_learning_rate`, `num_warmup_steps`, `max_train_steps` and
-            `lr_scheduler_type`.
-
-    Raises:
-        ValueError: If they contradict each other.
-    """
-    if args.lr_scheduler_type != "constant" and args.min_learning_rate >= args.learning_rate:
-        raise ValueError(
-            f"`min_learning_rate` must be smaller than `learning_rate`, got "
-            f"{args.min_learning_rate} and {args.learning_rate}."
-        )
-    if args.num_warmup_steps >= args.max_train_steps:
-        raise ValueError(
-            f"`num_warmup_steps` must be smaller than `max_train_steps`, got "
-            f"{args.num_warmup_steps} and {args.max_train_steps}."
-        )
-
-
-def parse_sides(name: str, text: str) -> tuple[int, int]:
-    """Height and width from `N` or `HEIGHTxWIDTH`.
-
-    Raises:
-        ValueError: If it is neither, or a side is below 32 pixels; the message names the option.
-    """
-    parts = text.lower().split("x")
-    if len(parts) <= 2 and all(part.isdecimal() and int(part) >= 32 for part in parts):
-        return int(parts[0]), int(parts[-1])
-    raise ValueError(f"`{name}` must be N or HEIGHTxWIDTH of at least 32 pixels, got {text!r}.")
 
 
 def parse_into(

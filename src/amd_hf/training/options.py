@@ -1,4 +1,4 @@
-"""Options as dataclass fields with a help text, and the command-line flags made from them."""
+"""Options as dataclass fields with a help text, the flags made from them, and shared checks."""
 
 from __future__ import annotations
 
@@ -34,6 +34,40 @@ def check_finite(options: Any) -> None:
         value = getattr(options, item.name)
         if isinstance(value, float) and not math.isfinite(value):
             raise ValueError(f"`{item.name}` must be a finite number, got {value}.")
+
+
+def check_schedule(args: Any) -> None:
+    """Checks the learning rates and the steps of a schedule.
+
+    Args:
+        args: Has `learning_rate`, `min_learning_rate`, `num_warmup_steps`, `max_train_steps` and
+            `lr_scheduler_type`.
+
+    Raises:
+        ValueError: If they contradict each other.
+    """
+    if args.lr_scheduler_type != "constant" and args.min_learning_rate >= args.learning_rate:
+        raise ValueError(
+            f"`min_learning_rate` must be smaller than `learning_rate`, got "
+            f"{args.min_learning_rate} and {args.learning_rate}."
+        )
+    if args.num_warmup_steps >= args.max_train_steps:
+        raise ValueError(
+            f"`num_warmup_steps` must be smaller than `max_train_steps`, got "
+            f"{args.num_warmup_steps} and {args.max_train_steps}."
+        )
+
+
+def parse_sides(name: str, text: str) -> tuple[int, int]:
+    """Height and width from `N` or `HEIGHTxWIDTH`.
+
+    Raises:
+        ValueError: If it is neither, or a side is below 32 pixels; the message names the option.
+    """
+    parts = text.lower().split("x")
+    if len(parts) <= 2 and all(part.isdecimal() and int(part) >= 32 for part in parts):
+        return int(parts[0]), int(parts[-1])
+    raise ValueError(f"`{name}` must be N or HEIGHTxWIDTH of at least 32 pixels, got {text!r}.")
 
 
 def parse_bool(text: str) -> bool:
