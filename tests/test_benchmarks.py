@@ -6,7 +6,6 @@ from PIL import Image
 
 from amd_hf.data.annotations import (
     AnnotatedFrame,
-    natural_key,
     read_frame,
     read_labels,
     read_object_mask,
@@ -15,6 +14,7 @@ from amd_hf.data.annotations import (
 from amd_hf.data.benchmarks import BENCHMARK_NAMES, open_benchmark
 from amd_hf.data.davis import VALIDATION_FRAMES
 from amd_hf.data.segtrack import SEQUENCE_FRAMES
+from amd_hf.data.sources import natural_key
 
 HEIGHT, WIDTH = 12, 16
 LEFT = np.zeros((HEIGHT, WIDTH), bool)

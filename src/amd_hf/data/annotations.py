@@ -1,6 +1,5 @@
 """What every benchmark reader returns: sequences of frames with their masks, read on demand."""
 
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,12 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from amd_hf.data.sources import natural_key
 from amd_hf.image_io_amd import DECODE_ERRORS, open_image
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".webp"})
 MIDDLE_GRAY = 127
 NUM_NAMES_SHOWN = 3
-MOST_DIGITS = 1000
 
 BenchmarkKind = Literal["video", "image", "semantic"]
 
@@ -87,17 +86,6 @@ class Benchmark:
     def is_complete(self) -> bool:
         """Whether everything of the complete set was found."""
         return self.num_found >= self.num_expected and not self.missing
-
-
-def natural_key(name: str) -> list[tuple[int, int | str]]:
-    """Sort key that orders `cars1_2` before `cars1_10`."""
-    parts = re.split(r"(\d+)", name)
-    return [(0, _number(part)) if part.isdecimal() else (1, part) for part in parts if part]
-
-
-def _number(digits: str) -> int:
-    """The number that some digits stand for; Python refuses to read thousands of them."""
-    return int(digits[:MOST_DIGITS])
 
 
 def image_files(folder: Path) -> dict[str, Path]:
