@@ -89,11 +89,20 @@ class RunLog:
             logger.error("%s cannot be written: %s.", path, error)
             return None
         for tracker in self.accelerator.trackers if self.accelerator is not None else []:
-            if tracker.name == "tensorboard":
-                tracker.log_images({name: picture[None]}, step=step, dataformats="NHWC")
-            elif tracker.name == "wandb":
-                tracker.log_images({name: [picture]}, step=step)
+            _track_picture(tracker, step, picture, name)
         return path
+
+
+def _track_picture(tracker: Any, step: int, picture: np.ndarray, name: str) -> None:
+    """Sends an RGB picture (H, W, 3), uint8, to the trackers that show pictures."""
+    if tracker.name == "tensorboard":
+        tracker.log_images({name: picture[None]}, step=step, dataformats="NHWC")
+    elif tracker.name == "wandb":
+        tracker.log_images({name: [picture]}, step=step)
+    elif tracker.name == "trackio":  # Accelerate's tracker has no pictures of its own
+        import trackio  # type: ignore[import-not-found]
+
+        tracker.log({name: trackio.Image(picture)}, step=step)
 
 
 def _step_of(line: str) -> float:
