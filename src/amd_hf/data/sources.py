@@ -135,6 +135,23 @@ class FrameTable:
         return Clip(key, name, len(frames), self.fps, frame_numbers(frames))
 
 
+class TableSource(ClipSource):
+    """A source with one clip per video of a `FrameTable`; subclasses fill `table` and read."""
+
+    table: FrameTable
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def clip(self, index: int) -> Clip:
+        """Returns video `index`."""
+        return self.table.clip(index)
+
+    def video(self, index: int) -> str:
+        """Returns the name of video `index`."""
+        return self.table.names[index]
+
+
 def frame_numbers(names: Sequence[str]) -> tuple[int, ...] | None:
     """Returns the numbers that end the stems of `names`, or None unless all rise strictly."""
     numbers: list[int] = []

@@ -24,6 +24,7 @@ from amd_hf.data.sources import (
     Clip,
     ClipSource,
     FrameTable,
+    TableSource,
     frame_numbers,
     group_frames,
     is_image,
@@ -215,7 +216,7 @@ def _own_numbers(order: Sequence[int]) -> tuple[int, ...] | None:
     return None if is_adjacent else tuple(order)
 
 
-class ZipSource(ClipSource):
+class ZipSource(TableSource):
     """One clip per folder of frames of a zip, such as YouTube-VOS as downloaded.
 
     Args:
@@ -244,17 +245,6 @@ class ZipSource(ClipSource):
                 " JPEGImages/<video>/<frame>.jpg."
             )
         self.table = FrameTable(usable, YOUTUBE_VOS_FPS if is_youtube_vos(prefix) else None)
-
-    def __len__(self) -> int:
-        return len(self.table)
-
-    def clip(self, index: int) -> Clip:
-        """Returns video `index`."""
-        return self.table.clip(index)
-
-    def video(self, index: int) -> str:
-        """Returns the name of video `index`."""
-        return self.table.names[index]
 
     def read(self, index: int, frames: Sequence[int]) -> list[bytes]:
         """Returns the encoded `frames` of video `index`."""

@@ -8,16 +8,15 @@ from pathlib import Path
 
 from amd_hf.data.sources import (
     YOUTUBE_VOS_FPS,
-    Clip,
-    ClipSource,
     FrameTable,
+    TableSource,
     group_frames,
     is_image,
     is_youtube_vos,
 )
 
 
-class FrameFolderSource(ClipSource):
+class FrameFolderSource(TableSource):
     """One clip per folder of frames.
 
     Args:
@@ -52,17 +51,6 @@ class FrameFolderSource(ClipSource):
         is_numbered = is_youtube_vos(f"{self.root.resolve().as_posix()}/{prefix}")
         is_numbered = is_numbered or is_youtube_vos(f"{self.root.resolve().as_posix()}/")
         self.table = FrameTable(usable, YOUTUBE_VOS_FPS if is_numbered else None)
-
-    def __len__(self) -> int:
-        return len(self.table)
-
-    def clip(self, index: int) -> Clip:
-        """Returns video `index`."""
-        return self.table.clip(index)
-
-    def video(self, index: int) -> str:
-        """Returns the name of video `index`."""
-        return self.table.names[index]
 
     def read(self, index: int, frames: Sequence[int]) -> list[bytes]:
         """Returns the files of `frames` of video `index`."""

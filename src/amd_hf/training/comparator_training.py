@@ -7,7 +7,6 @@ Its result is a start for fine-tuning.
 from __future__ import annotations
 
 import logging
-from abc import abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -17,6 +16,7 @@ import torch
 from amd_hf.data.augmentation import AUGMENTATION_PRESETS
 from amd_hf.image_processing_amd import AMDImageProcessor
 from amd_hf.training.checkpointing import save_final
+from amd_hf.training.comparator_data import ComparatorBatches
 from amd_hf.training.finetuning_engine import EngineArguments
 from amd_hf.training.finetuning_loop import EngineRun
 from amd_hf.training.finetuning_results import write_results
@@ -81,21 +81,30 @@ class ComparatorArguments(EngineArguments):
 
 
 class ComparatorRun(EngineRun):
-    """One comparator's run in one process; subclasses bring network, stream and objective.
+    """One comparator's run in one process; subclasses bring network, batches and objective.
 
     Args:
         args: The options of the run.
         stop_request: Tells whether the process was asked to stop.
     """
 
+    batches: ClassVar[type[ComparatorBatches]] = ComparatorBatches
+
     def open_data(self) -> None:
         """Opens the source once, before the folder of the run is touched."""
         self.config = build_config(self.args)
         self.new_stream().close()
 
-    @abstractmethod
-    def new_stream(self) -> Any:
+    def new_stream(self) -> ComparatorBatches:
         """The data of this process from the beginning."""
+        accelerator = self.accelerator
+        return self.batches(
+            self.args,
+            self.config,
+            accelerator.process_index,
+            accelerator.num_processes,
+            accelerator.device,
+        )
 
     def new_optimizer(self, network: Any) -> torch.optim.Optimizer:
         """SGD on everything that has a gradient."""

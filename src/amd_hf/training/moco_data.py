@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from amd_hf.configuration_amd import AMDConfig
 from amd_hf.data.counting import SkippedPairError
 from amd_hf.data.decoding import PairTransform
-from amd_hf.data.frame_pairs import frame_pairs
 from amd_hf.image_io_amd import DECODE_ERRORS, open_image
-from amd_hf.training.data_stream import EndlessBatches, source_of
+from amd_hf.training.comparator_data import ComparatorBatches
 
 
 class TwoViewTransform(PairTransform):
@@ -70,28 +67,8 @@ def view_seeds(seeds: Sequence[int]) -> list[int]:
     return [2 * seed + view for seed in seeds for view in (0, 1)]
 
 
-class TwoViewBatches(EndlessBatches):
-    """Batches of two views for ever, and the exact position in them; the frame is `EndlessBatches`.
+class TwoViewBatches(ComparatorBatches):
+    """Batches of two views of the first frame of a pair."""
 
-    Processes read disjoint frames.
-    """
-
-    def new_transform(self, args: Any, config: AMDConfig) -> PairTransform:
-        """Two crops of the first frame of a pair."""
-        return TwoViewTransform(
-            args.augmentation,
-            args.crop_height_width(),
-            image_mean=config.image_mean,
-            image_std=config.image_std,
-        )
-
-    def new_dataset(self, args: Any) -> Any:
-        """The endless stream of views; one frame per clip and pass."""
-        return frame_pairs(
-            source_of(args.dataset),
-            transform=self.transform,
-            reject_shot_cuts=False,
-            shuffle=True,
-            repeat=True,
-            seed=args.seed,
-        )
+    transform_type = TwoViewTransform
+    reject_shot_cuts = False  # frame 2 is not looked at

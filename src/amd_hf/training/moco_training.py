@@ -92,6 +92,7 @@ class MocoRun(ComparatorRun):
     """
 
     subject = "images"
+    batches = TwoViewBatches
 
     def new_model(self) -> MomentumContrast:
         """The two networks and the queue; the key network only follows."""
@@ -103,17 +104,6 @@ class MocoRun(ComparatorRun):
             momentum=args.key_momentum,
             temperature=args.temperature,
             num_key_groups=args.num_key_groups,
-        )
-
-    def new_stream(self) -> TwoViewBatches:
-        """Two views of each frame."""
-        accelerator = self.accelerator
-        return TwoViewBatches(
-            self.args,
-            self.config,
-            accelerator.process_index,
-            accelerator.num_processes,
-            accelerator.device,
         )
 
     def objective(

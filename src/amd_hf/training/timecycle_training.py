@@ -9,11 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from amd_hf.configuration_amd import AMDConfig
-from amd_hf.data.decoding import PairTransform
-from amd_hf.data.frame_pairs import frame_pairs
 from amd_hf.training.comparator_training import ComparatorArguments, ComparatorRun
-from amd_hf.training.data_stream import EndlessBatches, source_of
 from amd_hf.training.finetuning_engine import parse_into
 from amd_hf.training.interrupts import stop_requests
 from amd_hf.training.options import option
@@ -80,29 +76,6 @@ def pretrain_timecycle(args: TimeCycleArguments) -> dict[str, Any]:
         return TimeCycleRun(args, stop_request).run()
 
 
-class CyclePairs(EndlessBatches):
-    """Batches of pairs of frames for ever, and the exact position in them."""
-
-    def new_transform(self, args: Any, config: AMDConfig) -> PairTransform:
-        """The same crop of both frames, as in AMD's pre-training."""
-        return PairTransform(
-            args.augmentation,
-            args.crop_height_width(),
-            image_mean=config.image_mean,
-            image_std=config.image_std,
-        )
-
-    def new_dataset(self, args: Any) -> Any:
-        """The endless stream of adjacent frames."""
-        return frame_pairs(
-            source_of(args.dataset),
-            transform=self.transform,
-            shuffle=True,
-            repeat=True,
-            seed=args.seed,
-        )
-
-
 class TimeCycleRun(ComparatorRun):
     """The objects of one TimeCycle run in one process.
 
@@ -130,17 +103,6 @@ class TimeCycleRun(ComparatorRun):
             lr=self.args.learning_rate,
             betas=(self.args.momentum, 0.999),
             weight_decay=self.args.weight_decay,
-        )
-
-    def new_stream(self) -> CyclePairs:
-        """Pairs of adjacent frames."""
-        accelerator = self.accelerator
-        return CyclePairs(
-            self.args,
-            self.config,
-            accelerator.process_index,
-            accelerator.num_processes,
-            accelerator.device,
         )
 
     def objective(
