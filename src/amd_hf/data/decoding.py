@@ -126,7 +126,7 @@ class PairTransform:
         return crops
 
     def finish(self, frames: Tensor, seeds: Tensor | Sequence[int]) -> Tensor:
-        """Returns `PairAugmentation.finish`: color changes and normalization of a batch."""
+        """Returns `PairAugmentation.finish`: color changes and normalization of (B, 2, 3, h, w)."""
         return self.augmentation.finish(frames, seeds)
 
     def _write_crop(self, pixels: NDArray[np.uint8], geometry: Geometry, planes: Tensor) -> None:

@@ -76,7 +76,7 @@ class PairSampler:
         return float(self.weights[max(matches, key=len)]) if matches else 1.0
 
     def expected_visits(self, source: ClipSource) -> NDArray[np.float64] | None:
-        """Returns how often a pass visits each clip on average, or None where all are equal."""
+        """Returns how often a pass visits each clip on average (clips,); None if all are equal."""
         if not self.weights:
             return None
         by_video = {

@@ -38,7 +38,7 @@ class MaskCoding:
     do_reduce_labels: bool = False
 
     def decode(self, stored: NDArray[np.integer]) -> NDArray[np.int64]:
-        """Class ids from 0 on, with `IGNORED` where a pixel does not count."""
+        """Class ids (H, W) of stored ids (H, W); `IGNORED` where a pixel does not count."""
         ids = stored.astype(np.int64)
         ignored = np.zeros(ids.shape, dtype=bool)
         if self.ignore_index is not None:

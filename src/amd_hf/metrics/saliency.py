@@ -43,7 +43,7 @@ def stretch_to_unit_range(soft_mask: ArrayLike) -> FloatArray:
 
 
 def adaptive_threshold(soft_mask: FloatArray) -> float:
-    """Twice the mean of a soft mask, at most 1.
+    """Twice the mean of a soft mask of shape (H, W), at most 1.
 
     Source: Achanta et al., Frequency-tuned salient region detection, CVPR 2009.
     """

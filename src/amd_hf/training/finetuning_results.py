@@ -122,7 +122,14 @@ def spread_indices(count: int, number: int) -> list[int]:
 
 
 def color_labels(labels: NDArray[np.integer]) -> NDArray[np.uint8]:
-    """A picture of class ids: black for class 0, a hue per further class, white where ignored."""
+    """A picture of class ids: black for class 0, a hue per further class, white where ignored.
+
+    Args:
+        labels: Class ids of shape (H, W), `IGNORED` where a pixel does not count.
+
+    Returns:
+        RGB, uint8 of shape (H, W, 3).
+    """
     palette = np.zeros((IGNORED + 1, 3), dtype=np.uint8)
     for index in range(1, IGNORED):
         # Steps of the golden ratio keep neighboring classes apart, however many there are.

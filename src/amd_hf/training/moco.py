@@ -163,7 +163,7 @@ class MomentumContrast(nn.Module):
 
 
 def gather(keys: Tensor) -> Tensor:
-    """The keys of all processes, in the order of their ranks; the same in all of them."""
+    """The keys (B, D) of all processes in the order of their ranks, (N * B, D); the same in all."""
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return keys
     parts = [torch.empty_like(keys) for _ in range(torch.distributed.get_world_size())]
