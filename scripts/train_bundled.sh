@@ -6,8 +6,9 @@
 # CLIPS: tar shards of short unlabelled clips. OUTPUT: a folder for masks, runs and the result.
 # Every step goes on where it stopped, so the script can be run again after an interruption.
 set -euo pipefail
-clips=$1
-output=$2
+mkdir -p "$2"
+clips=$(cd "$1" && pwd)
+output=$(cd "$2" && pwd)
 cd "$(dirname "$0")/.."
 
 masks() { # NAME [options]: pseudo-masks of the clips
