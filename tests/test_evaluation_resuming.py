@@ -44,6 +44,27 @@ class TestResuming:
         assert (tmp_path / "sheet.png").read_bytes() == sheet
         assert not state.exists()
 
+    def test_a_contact_sheet_that_is_asked_for_later_is_of_all_rows(
+        self, evaluate, ecssd, tmp_path, monkeypatch
+    ):
+        sheet, again = tmp_path / "sheet.png", tmp_path / "again.png"
+        whole = evaluate("ecssd", ecssd, contact_sheet=sheet)
+        original, names = ModelPredictor.predict, []
+
+        def breaks_at_the_last(self, sequence, frames):
+            names.append(sequence.name)
+            if len(names) == len(whole["rows"]):
+                raise KeyboardInterrupt
+            return original(self, sequence, frames)
+
+        monkeypatch.setattr(ModelPredictor, "predict", breaks_at_the_last)
+        with pytest.raises(KeyboardInterrupt):
+            evaluate("ecssd", ecssd, resume_file=tmp_path / "state")
+        monkeypatch.undo()
+        resumed = evaluate("ecssd", ecssd, resume_file=tmp_path / "state", contact_sheet=again)
+        assert resumed["rows"] == whole["rows"]
+        assert again.read_bytes() == sheet.read_bytes()
+
     def test_other_settings_start_afresh(self, tmp_path, caplog):
         path = tmp_path / "state"
         first = EvaluationProgress(path, {"threshold": 0.5})

@@ -240,6 +240,8 @@ class _Run:
         """
         scored = self.state.of(name)
         done = {row["name"] for row in scored.rows}
+        if self.keep_thumbnails and name == MAIN_PASS:
+            done &= scored.thumbnails.keys()  # the interrupted run may have made no pictures
         mine = self.ranks.share(self.units)
         waiting = [unit for unit in mine if unit[0].name not in done]
         save_every = 1 if self.benchmark.kind == "video" else SAVE_EVERY_IMAGES
