@@ -275,7 +275,7 @@ class TestSemanticSegmentation:
                     "pixel_values": torch.zeros(2, 3, 64, 64),
                     "labels": torch.zeros(1, 64, 64).long(),
                 },
-                r"`labels` must have shape \(2, H, W\), got \(1, 64, 64\)",
+                r"`labels` must have shape \(2, H, W\) and hold integers, got \(1, 64, 64\)",
             ),
             (
                 {
@@ -283,6 +283,10 @@ class TestSemanticSegmentation:
                     "labels": torch.zeros(1, 3, 8, 8).long(),
                 },
                 r"`labels` must have shape \(1, H, W\)",
+            ),
+            (
+                {"pixel_values": torch.zeros(1, 3, 64, 64), "labels": torch.zeros(1, 64, 64)},
+                r"hold integers, got \(1, 64, 64\) of torch\.float32; pass one class index",
             ),
         ],
     )

@@ -376,10 +376,11 @@ class AMDForSemanticSegmentation(AMDPreTrainedModel):
         return output if use_dict else output.to_tuple()
 
     def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        if labels.dim() != 3 or labels.shape[0] != logits.shape[0]:
+        is_wrong = labels.dim() != 3 or labels.shape[0] != logits.shape[0]
+        if is_wrong or labels.is_floating_point():
             raise ValueError(
-                f"`labels` must have shape ({logits.shape[0]}, H, W), got {tuple(labels.shape)}; "
-                "pass one class index per pixel."
+                f"`labels` must have shape ({logits.shape[0]}, H, W) and hold integers, got "
+                f"{tuple(labels.shape)} of {labels.dtype}; pass one class index per pixel."
             )
         scores = F.interpolate(
             full_precision(logits), size=labels.shape[-2:], mode="bilinear", align_corners=False
