@@ -7,7 +7,7 @@ SOURCES := src scripts spaces tests
 # Waiting threads sleep: on few or busy cores spinning ones slow PyTorch down several times.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo test test-slow style check hub-check bench clean
+.PHONY: demo test style check hub-check bench clean
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("amd_hf needs Python 3.11 or newer; set PYTHON=/path/to/python3.11" if sys.version_info < (3, 11) else 0)'

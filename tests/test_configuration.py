@@ -86,6 +86,7 @@ def test_fields_are_keyword_only() -> None:
         ({"estimator_channels": [8, 8]}, "`estimator_channels` must have 5 entries"),
         ({"scale_weights": [1.0, 1.0]}, r"`scale_weights` must have one weight per motion level"),
         ({"scale_weights": [0.0] * 5}, "`scale_weights` must .* at least one must be positive"),
+        ({"search_range": 0}, "`search_range` must be at least 1, got 0"),
         ({"scale_weights": [1, 1, 1, 1, -1]}, "`scale_weights` must not be negative"),
         ({"motion_initialization": "xavier"}, '"default" or "kaiming", got "xavier"'),
         ({"l1_weight": -0.1}, "`l1_weight` must not be negative"),

@@ -179,8 +179,8 @@ class AMDConfig(PreTrainedConfig):
                 raise ValueError(f"`{name}` must be finite, got {value}.")
             if name in _LEAST_ONE and (not numbers or min(numbers) < 1):
                 raise ValueError(f"`{name}` must be at least 1, got {value}.")
-        if self.search_range < 0:
-            raise ValueError(f"`search_range` must not be negative, got {self.search_range}.")
+        if self.search_range < 1:
+            raise ValueError(f"`search_range` must be at least 1, got {self.search_range}.")
 
     def _validate_segments(self) -> None:
         if self.num_segments < 2:
