@@ -169,8 +169,11 @@ def test_the_masks_are_the_default() -> None:
     assert adaptation.chosen_objective(SEGMENT_FLOW) == SEGMENT_FLOW
 
 
-def test_without_opencv_the_published_loss_remains(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "cv2", MISSING)
+@pytest.mark.parametrize("library", ["cv2", "skimage"])
+def test_without_opencv_the_published_loss_remains(
+    library: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, library, MISSING)
     assert adaptation.offered_objectives() == [SEGMENT_FLOW]
     assert adaptation.chosen_objective(None) == SEGMENT_FLOW
     with pytest.raises(ValueError, match=r"needs OpenCV.*; choose segment_flow\.$"):
@@ -183,15 +186,19 @@ def test_other_names_are_refused(name: Any) -> None:
         adaptation.chosen_objective(name)
 
 
-def test_the_space_installs_opencv_as_the_extras_do(repository: Path) -> None:
-    """One version range: that of the extras that need classical flow."""
+def test_the_demo_extra_holds_what_the_masks_need(repository: Path) -> None:
+    """The Space installs the extra; its ranges are those of training."""
     extras = tomllib.loads((repository / "pyproject.toml").read_text())["project"]
+    parsed = {
+        name: {Requirement(text).name: Requirement(text) for text in texts}
+        for name, texts in extras["optional-dependencies"].items()
+        if name in ("demo", "train")
+    }
+    for library in ("opencv-python-headless", "scikit-image"):
+        assert parsed["demo"][library] == parsed["train"][library]
     lines = (SPACE / "requirements.txt").read_text().splitlines()
     ours = [Requirement(line) for line in lines if line and not line.startswith("#")]
-    theirs = [Requirement(text) for text in extras["optional-dependencies"]["train"]]
-    [wanted] = [entry for entry in theirs if entry.name.startswith("opencv")]
-    assert [entry for entry in ours if entry.name == wanted.name] == [wanted]
-    assert [entry.name for entry in ours] == ["amd-hf", wanted.name]
+    assert [(entry.name, entry.extras) for entry in ours] == [("amd-hf", {"demo"})]
 
 
 # The page

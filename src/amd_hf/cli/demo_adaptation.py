@@ -20,7 +20,7 @@ SEGMENT_FLOW, VIDEO_MASK = "segment_flow", "video_mask"
 OBJECTIVES = {
     VIDEO_MASK: (
         "Masks of the whole video",
-        "fits the copy to masks that join motion, model and color over the whole video; "
+        "fits the copy to masks that join motion, saliency, model and color over the whole video; "
         "better from small models such as the bundled one",
     ),
     SEGMENT_FLOW: (
@@ -29,8 +29,8 @@ OBJECTIVES = {
     ),
 }
 WITHOUT_OPENCV = (
-    "Adapting to the masks of the whole video needs OpenCV, which is not installed here "
-    "(pip install opencv-python-headless)."
+    "Adapting to the masks of the whole video needs OpenCV and scikit-image, which are not "
+    "installed here (pip install opencv-python-headless scikit-image)."
 )
 
 # How often `video_targets` looks at a frame: once for what the model sees in it, once for its
@@ -42,6 +42,7 @@ def offered_objectives() -> list[str]:
     """Returns the names of the objectives that work on this machine, the default first."""
     try:
         import cv2  # noqa: F401 - classical flow and color evidence need it
+        import skimage  # noqa: F401 - saliency needs it
     except ImportError:
         return [SEGMENT_FLOW]
     return list(OBJECTIVES)
