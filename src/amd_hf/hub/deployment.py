@@ -7,6 +7,7 @@ from it, and `score_segmenters` tells what that costs.
 
 from __future__ import annotations
 
+import io
 import logging
 import statistics
 import time
@@ -155,7 +156,9 @@ def export_program(model: AMDModel, path: str | Path) -> Path:
         program = torch.export.export(
             wrapper, (_example(model),), dynamic_shapes=(_dynamic_shape(),)
         )
-        torch.export.save(program, str(partial))
+        whole = io.BytesIO()  # torch's own writer of files aborts the process on a full disk
+        torch.export.save(program, whole)
+        partial.write_bytes(whole.getbuffer())
         check_parity(model, ProgramSegmenter(partial))
     return path
 
