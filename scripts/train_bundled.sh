@@ -27,27 +27,23 @@ train() { # NAME STAGES STEPS [options]: one run with its moving average
 train motion classical_flow 2600 --checkpoints_total_limit 20 --dataset "$clips" --crop_size 128x192 --per_device_train_batch_size 4 \
   --learning_rate 6e-4 --num_warmup_steps 60 --ema_decay 0.99 --seed 0
 
-# 2. The appearance pathway learns what moves against the camera ...
-masks masks1
-train round1 pseudo_mask 1800 --dataset "$output/masks1" --crop_size 96x144 --per_device_train_batch_size 16 \
-  --learning_rate 2e-3 --num_warmup_steps 60 --ema_decay 0.995 --seed 0
+# 2. The appearance pathway learns what moves against the camera and stands out from the border.
+masks masks1 --use_saliency
+train round1 pseudo_mask 1600 --checkpoints_total_limit 20 --dataset "$output/masks1" --crop_size 128x192 \
+  --per_device_train_batch_size 16 --learning_rate 2e-3 --num_warmup_steps 60 --ema_decay 0.995 --seed 0
 
-# 3. ... and then from what moves and what it sees itself.
-#    Its checkpoint of step 200 is used: later ones learn the errors of the masks (training log).
-masks masks2 --model_name_or_path "$output/round1/ema" --short_side 120
-train round2 pseudo_mask 1400 --checkpoints_total_limit 20 --dataset "$output/masks2" --model_name_or_path "$output/round1/ema" \
-  --crop_size 128x192 --per_device_train_batch_size 16 --learning_rate 1.2e-3 --num_warmup_steps 40 \
-  --ema_decay 0.995 --seed 1
-
-masks masks3 --model_name_or_path "$output/round2/step_800/ema" --short_side 136
+# 3. The same at a larger size. It starts from step 800: on videos, later ones learn the errors of
+#    the masks (training log).
+train round2 pseudo_mask 1000 --checkpoints_total_limit 20 --dataset "$output/masks1" \
+  --model_name_or_path "$output/round1/step_800/ema" --crop_size 160x240 --per_device_train_batch_size 16 \
+  --learning_rate 1.5e-3 --num_warmup_steps 40 --ema_decay 0.995 --seed 2
 
 # 4. Both pathways learn from segment flow, as published, with the pseudo-masks beside it.
-python scripts/merge_pathways.py --appearance "$output/round2/step_200/ema" \
-  --motion "$output/motion/step_2000/ema" \
-  --output_dir "$output/merged"
-train joint segment_flow_pseudo_mask 150 --dataset "$output/masks3" --model_name_or_path "$output/merged" \
-  --crop_size 128x192 --per_device_train_batch_size 8 --learning_rate 3e-4 --num_warmup_steps 20 \
+python scripts/merge_pathways.py --appearance "$output/round2/ema" \
+  --motion "$output/motion/step_2000/ema" --output_dir "$output/merged"
+train joint segment_flow_pseudo_mask 200 --dataset "$output/masks1" --model_name_or_path "$output/merged" \
+  --crop_size 160x240 --per_device_train_batch_size 8 --learning_rate 3e-4 --num_warmup_steps 20 \
   --ema_decay 0.97 --seed 4
 
 python scripts/bundle_checkpoint.py --model_name_or_path "$output/joint/ema" --dataset "$clips" \
-  --short_side 144 --output_dir "$output/bundle"
+  --short_side 176 --significant_bits 5 --output_dir "$output/bundle"
