@@ -8,7 +8,13 @@ from skimage.filters import threshold_otsu
 
 from amd_hf.data.benchmarks import open_benchmark
 from amd_hf.evaluation.baselines import BASELINE_NAMES, IMAGE_BASELINES, make_baseline
-from amd_hf.evaluation.hierarchical_saliency import (
+from amd_hf.evaluation.motion_baseline import (
+    dominant_motion,
+    motion_saliency,
+    otsu_threshold,
+)
+from amd_hf.metrics import region_similarity
+from amd_hf.saliency.hierarchical import (
     CUE_WEIGHTS,
     TREE_WEIGHT,
     encompassed_sides,
@@ -16,12 +22,7 @@ from amd_hf.evaluation.hierarchical_saliency import (
     initial_regions,
     merge_small_regions,
 )
-from amd_hf.evaluation.motion_baseline import (
-    dominant_motion,
-    motion_saliency,
-    otsu_threshold,
-)
-from amd_hf.evaluation.reconstruction_saliency import (
+from amd_hf.saliency.reconstruction import (
     centered_on_object,
     cluster,
     dense_errors,
@@ -29,14 +30,13 @@ from amd_hf.evaluation.reconstruction_saliency import (
     propagated,
     sparse_errors,
 )
-from amd_hf.evaluation.superpixels import (
+from amd_hf.saliency.superpixels import (
     background_weights,
     geodesic_distances,
     indecision,
     region_means,
     superpixel_graph,
 )
-from amd_hf.metrics import region_similarity
 from tests.evaluation_data import write_davis, write_images
 
 SALIENCY_METHODS = list(IMAGE_BASELINES.values())

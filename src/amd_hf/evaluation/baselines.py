@@ -17,11 +17,14 @@ from amd_hf.data.annotations import (
     read_frame,
     read_reference,
 )
-from amd_hf.evaluation.hierarchical_saliency import hierarchical_saliency
 from amd_hf.evaluation.motion_baseline import motion_saliency
 from amd_hf.evaluation.predictors import Prediction
-from amd_hf.evaluation.reconstruction_saliency import reconstruction_saliency
-from amd_hf.evaluation.superpixels import markov_chain_saliency, robust_background_saliency
+from amd_hf.saliency import (
+    hierarchical_saliency,
+    markov_chain_saliency,
+    reconstruction_saliency,
+    robust_background_saliency,
+)
 
 WORKING_LONG_SIDE = 400
 IMAGE_BASELINES: dict[str, Callable[[NDArray[np.uint8]], NDArray[np.float32]]] = {

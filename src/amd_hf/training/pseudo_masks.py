@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from amd_hf.evaluation.superpixels import robust_background_saliency
+from amd_hf.saliency import robust_background_saliency
 from amd_hf.training.classical_motion import (
     RESIDUAL_HIGH,
     RESIDUAL_LOW,

@@ -8,8 +8,8 @@ import itertools
 import numpy as np
 from numpy.typing import NDArray
 
-from amd_hf.evaluation.superpixels import region_means, unit_range
 from amd_hf.metrics._arrays import FloatArray
+from amd_hf.saliency.superpixels import region_means, unit_range
 
 # Regions of a layer hold a square of at least this side, in pixels of a 400-pixel image.
 LAYER_SCALES = (3, 17, 33)

@@ -6,13 +6,13 @@ Written from Li et al., Saliency detection via dense and sparse reconstruction, 
 import numpy as np
 from numpy.typing import NDArray
 
-from amd_hf.evaluation.superpixels import (
+from amd_hf.metrics._arrays import BoolArray, FloatArray
+from amd_hf.saliency.superpixels import (
     SuperpixelGraph,
     region_means,
     superpixel_graph,
     unit_range,
 )
-from amd_hf.metrics._arrays import BoolArray, FloatArray
 
 # The paper's eight scales; fewer would be faster and noisier.
 SUPERPIXEL_COUNTS = (50, 100, 150, 200, 250, 300, 350, 400)
