@@ -108,8 +108,22 @@ def test_frames_without_a_neighbor_keep_the_models_word(tiny_model: AMDModel) ->
 
 def test_a_still_video_has_no_objects_in_motion(tiny_model: AMDModel) -> None:
     frame = _video()[0][0]
-    targets = VideoMaskObjective().video_targets(tiny_model.eval(), {0: frame, 1: frame, 2: frame})
+    still = {0: frame, 1: frame, 2: frame}
+    moving_only = VideoMaskObjective(use_saliency=False)
+    targets = moving_only.video_targets(tiny_model.eval(), still)
     assert all((mask < 0.5).all() for mask in targets.values())
+
+
+def test_saliency_speaks_for_an_object_that_stands_still(tiny_model: AMDModel) -> None:
+    frame = torch.full((3, 96, 128), 70, dtype=torch.uint8)
+    frame[:, 30:66, 44:92] = torch.tensor([230, 40, 40], dtype=torch.uint8).view(3, 1, 1)
+    video = {0: frame, 1: frame, 2: frame}
+    contrast = {}
+    for use_saliency in (True, False):
+        objective = VideoMaskObjective(use_saliency=use_saliency, color_weight=0.0)
+        mask = objective.video_targets(tiny_model.eval(), video)[1]
+        contrast[use_saliency] = float(mask[34:62, 48:88].mean() / mask[:20].mean())
+    assert contrast[True] > 3.0 * contrast[False]
 
 
 class _Brightness:
@@ -216,7 +230,7 @@ def test_settings_given_by_hand_override_the_preset(
     assert isinstance(seen[0]["objective"], VideoMaskObjective)
     assert seen[0]["learning_rate"] == 0.002
     assert seen[0]["parameters"] == "appearance"
-    assert (seen[0]["short_side"], seen[0]["crop_size"]) == (49, 33)
+    assert (seen[0]["short_side"], seen[0]["crop_size"]) == (49, 47)
     capsys.readouterr()
     assert main([*command, "--adapt-steps", "1", *options, *only, "--short-side", "64"]) == 0
-    assert (seen[1]["short_side"], seen[1]["crop_size"]) == (65, 43)
+    assert (seen[1]["short_side"], seen[1]["crop_size"]) == (65, 62)
