@@ -3,6 +3,7 @@
 # ruff: noqa: F811 (fixtures)
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -259,3 +260,15 @@ def test_batch_and_precision_keep_the_scores_of_the_bundled_model(tmp_path, opti
     changed, plain = scores(**options), scores()
     assert plain["max_f_beta"] > 0.1  # the model sees something, so that something could change
     assert changed == pytest.approx(plain, abs=1e-3)
+
+
+def test_random_control_is_the_same_in_every_thread(tiny_model: AMDModel) -> None:
+    """Processes that a test plays by threads share PyTorch's generator; so do an app's threads."""
+
+    def weights() -> torch.Tensor:
+        return torch.cat([value.flatten() for value in random_model(tiny_model, 3).parameters()])
+
+    expected = weights()
+    with ThreadPoolExecutor(4) as pool:
+        drawn = list(pool.map(lambda _: weights(), range(16)))
+    assert all(torch.equal(found, expected) for found in drawn)

@@ -1,5 +1,6 @@
 """Controls: what a method must beat before its score means anything."""
 
+import threading
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -12,6 +13,8 @@ from amd_hf.modeling_amd import AMDModel
 
 # Semi-axes as shares of the frame's sides; chosen on the development sets.
 ELLIPSE_SEMI_AXES = (0.3, 0.3)
+# PyTorch's generator is one for all threads: two that draw weights at once would mix their draws.
+_DRAWING = threading.Lock()
 
 
 def center_ellipse(height: int, width: int) -> NDArray[np.float32]:
@@ -56,7 +59,7 @@ def random_model(model: AMDModel, seed: int) -> AMDModel:
     Returns:
         The untrained model in eval mode.
     """
-    with torch.random.fork_rng(devices=[]):
+    with _DRAWING, torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         fresh = type(model)(model.config)
     torch.nn.Module.to(fresh, device=model.device, dtype=model.dtype)
