@@ -24,8 +24,8 @@ def add_segment_options(parser: argparse.ArgumentParser) -> None:
         "--adapt-objective",
         choices=("segment_flow", "video_mask"),
         default="segment_flow",
-        help="segment_flow: the published loss; video_mask: what the whole video shows to move "
-        "(better from small models; needs the train extra); %(default)s",
+        help="segment_flow: the published loss; video_mask: what moves and stands out in the whole "
+        "video (for small models; needs the train or demo extra); %(default)s",
     )
     parser.add_argument("--device", metavar="D", help="cpu, cuda, cuda:1, mps, ...; the best one")
     parser.add_argument(

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from amd_hf.metrics._arrays import FloatArray
-from amd_hf.saliency.superpixels import region_means, unit_range
+from amd_hf.saliency.superpixels import NEEDS_SCIKIT_IMAGE, region_means, unit_range
 
 # Regions of a layer hold a square of at least this side, in pixels of a 400-pixel image.
 LAYER_SCALES = (3, 17, 33)
@@ -32,9 +32,7 @@ def initial_regions(image: NDArray[np.uint8]) -> NDArray[np.int64]:
         from skimage.filters import gaussian, sobel
         from skimage.segmentation import watershed
     except ImportError as error:
-        raise ImportError(
-            'The saliency baselines need scikit-image; install it with pip install "amd-hf[eval]".'
-        ) from error
+        raise ImportError(NEEDS_SCIKIT_IMAGE) from error
     edges = sobel(gaussian(rgb2gray(image), WATERSHED_SMOOTHING))
     found = watershed(edges, connectivity=2)
     return np.unique(found, return_inverse=True)[1].reshape(found.shape).astype(np.int64)

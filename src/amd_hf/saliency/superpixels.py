@@ -12,6 +12,10 @@ from numpy.typing import NDArray
 
 from amd_hf.metrics._arrays import BoolArray, FloatArray
 
+NEEDS_SCIKIT_IMAGE = (
+    "Saliency needs scikit-image, which comes with the extras eval, train and demo: "
+    'pip install "amd-hf[eval]".'
+)
 NUM_SUPERPIXELS = 250
 COMPACTNESS = 20.0
 COLOR_SIGMA = 10.0  # Lab units
@@ -71,9 +75,7 @@ def superpixel_graph(
         from skimage.color import rgb2lab
         from skimage.segmentation import slic
     except ImportError as error:
-        raise ImportError(
-            'The saliency baselines need scikit-image; install it with pip install "amd-hf[eval]".'
-        ) from error
+        raise ImportError(NEEDS_SCIKIT_IMAGE) from error
     lab = rgb2lab(image)
     found = slic(image, n_segments=num_superpixels, compactness=COMPACTNESS, start_label=0)
     labels = np.unique(found, return_inverse=True)[1].reshape(found.shape).astype(np.int64)
