@@ -64,7 +64,6 @@ def segment_own(args: argparse.Namespace) -> int:
         if getattr(args, name):
             command += [f"--{name}", getattr(args, name)]
     command += ["--adapt-steps", str(ADAPT_STEPS), "--adapt-seconds", str(args.adapt_seconds)]
-    command += ["--adapt-objective", "video_mask"]
     return amd_hf_command(command)
 
 

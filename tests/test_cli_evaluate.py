@@ -2,6 +2,7 @@
 
 import csv
 import json
+import sys
 
 import pytest
 import torch
@@ -67,14 +68,26 @@ def test_json_on_stdout_and_subset(run, davis, capsys):
 def test_adaptation_settings(run, davis, capsys):
     options = ("--adapt-steps", "1", "--adapt-set", "crop_size=32", "--adapt-set", "short_side=48")
     only = ("--sequences", "dog", "--limit-frames", "1", "--json")
-    assert run("davis2016", davis, *options, *only, "--adapt-set", "parameters=appearance") == 0
+    options = (*options, *only, "--adapt-set", "parameters=appearance")
+    given = {"crop_size": 32, "short_side": 48, "parameters": "appearance"}
+    assert run("davis2016", davis, *options) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["protocol"] == "per-video, 1 steps, video_mask"
+    assert result["settings"]["adapt_settings"] == given | {"objective": "video_mask"}
+    assert "--adapt-objective video_mask" in result["command"]
+    assert run("davis2016", davis, *options, "--adapt-objective", "segment_flow") == 0
     result = json.loads(capsys.readouterr().out)
     assert result["protocol"] == "per-video, 1 steps"
-    assert result["settings"]["adapt_settings"] == {
-        "crop_size": 32,
-        "short_side": 48,
-        "parameters": "appearance",
-    }
+    assert result["settings"]["adapt_settings"] == given
+    assert "--adapt-objective segment_flow" in result["command"]
+
+
+def test_without_opencv_the_published_loss_is_the_default(run, davis, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    options = ("--adapt-steps", "1", "--adapt-set", "crop_size=32", "--adapt-set", "short_side=48")
+    only = ("--sequences", "dog", "--limit-frames", "1", "--json")
+    assert run("davis2016", davis, *options, *only) == 0
+    assert json.loads(capsys.readouterr().out)["protocol"] == "per-video, 1 steps"
 
 
 @pytest.mark.parametrize(
@@ -85,6 +98,16 @@ def test_adaptation_settings(run, davis, capsys):
         ("davis2016", ("--strict",), "is incomplete"),
         ("davis2016", ("--threshold", "1.5"), "`threshold` must lie in [0, 1)"),
         ("davis2016", ("--adapt-set", "fast"), "`--adapt-set` takes NAME=VALUE, got 'fast'"),
+        (
+            "davis2016",
+            ("--adapt-set", "objective=video_mask", "--adapt-objective", "video_mask"),
+            "Give the objective once",
+        ),
+        (
+            "davis2016",
+            ("--adapt-steps", "1", "--adapt-objective", "magic"),
+            "`objective` must be one of",
+        ),
         ("davis2016", ("--device", "abacus"), "`--device` must name a torch device"),
         ("davis2016", ("--baseline", "crf"), "Unknown baseline 'crf'"),
         ("davis2016", ("--contact-sheet", "sheet.txt"), "`--contact-sheet` must end in .png or"),

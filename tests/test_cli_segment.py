@@ -165,11 +165,15 @@ def test_adaptation(segment: Any, tmp_path: Path) -> None:
 def test_adaptation_to_the_masks_of_the_video(segment: Any, tmp_path: Path) -> None:
     pytest.importorskip("cv2")
     write_clip(tmp_path / "clip.mp4", 3)
-    arguments = ("--adapt-steps", "2", "--adapt-objective", "video_mask", "--json")
-    code, lines, errors = segment("clip.mp4", *arguments)
-    assert code == 0, errors
-    [record] = map(json.loads, lines)
-    assert record["adapt_steps"] == 2
+    pytest.importorskip("skimage")
+    for arguments, objective in (
+        ((), "video_mask"),
+        (("--adapt-objective", "segment_flow"), "segment_flow"),
+    ):
+        code, lines, errors = segment("clip.mp4", "--adapt-steps", "2", "--json", *arguments)
+        assert code == 0, errors
+        [record] = map(json.loads, lines)
+        assert (record["adapt_steps"], record["adapt_objective"]) == (2, objective)
 
 
 def test_all_commands_are_listed(capsys: pytest.CaptureFixture[str]) -> None:

@@ -41,6 +41,28 @@ def test_objective_that_needs_an_extra_names_it(
     assert Path(records["photo.jpg"]["mask"]).is_file()
 
 
+def test_without_opencv_the_published_loss_is_used_and_named(
+    segment: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_clip(tmp_path / "clip.mp4", 3)
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    code, lines, errors = segment("clip.mp4", "--adapt-steps", "1", "--json")
+    assert code == 0, errors
+    [record] = map(json.loads, lines)
+    assert record["adapt_objective"] == "segment_flow"
+    assert "needs OpenCV and scikit-image" in errors
+    assert "The published loss is used in its place." in errors
+
+
+def test_a_segment_that_the_model_lacks_is_named(segment: Any, tmp_path: Path) -> None:
+    write_clip(tmp_path / "clip.mp4", 3)
+    options = ("--adapt-steps", "1", "--object-segment", "9", "--json")
+    code, lines, _ = segment("clip.mp4", *options)
+    assert code == 2
+    [record] = map(json.loads, lines)
+    assert "`object_segment` must lie in 0.." in record["error"]
+
+
 def test_bad_inputs_do_not_stop_the_others(segment: Any, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "noise.jpg").write_bytes(b"noise")

@@ -205,6 +205,24 @@ def test_wrong_names_and_weights_give_one_sentence() -> None:
         VideoMaskObjective(color_weight=-1)
 
 
+def test_another_segment_can_become_the_object(tiny_model) -> None:
+    frames, _ = _video(3)
+    config = tiny_model.config
+    other = (config.object_segment + 1) % config.num_segments
+    default = VideoMaskObjective(use_saliency=False)
+    chosen = VideoMaskObjective(use_saliency=False, object_segment=other)
+    masks = [one.video_targets(tiny_model.eval(), frames)[0] for one in (default, chosen)]
+    assert not torch.equal(*masks)
+    pairs, everything = torch.randn(1, 2, 3, SIDE, SIDE), torch.ones(1, 2, SIDE, SIDE)
+    with torch.no_grad():
+        shares = tiny_model(pixel_values=pairs[0]).segment_masks.mean(dim=(0, 2, 3))
+        losses = [one(tiny_model, pairs, everything) for one in (default, chosen)]
+    # The segment that holds more of the frame has less to learn.
+    assert (losses[0] < losses[1]) == (shares[config.object_segment] > shares[other])
+    with pytest.raises(ValueError, match=r"`object_segment` must lie in 0\.\."):
+        VideoMaskObjective(object_segment=99).video_targets(tiny_model, frames)
+
+
 def test_settings_given_by_hand_override_the_preset(
     tmp_path, tiny_model, tiny_config, capsys, monkeypatch
 ) -> None:

@@ -10,12 +10,17 @@ from torch import Tensor, nn
 
 from amd_hf import AMDImageProcessor, AMDModel
 from amd_hf.adaptation_amd import AdaptationResult, adapt_to_video, adaptation_scale
+from amd_hf.cli.adaptation_objectives import (
+    SEGMENT_FLOW,
+    VIDEO_MASK,
+    WITHOUT_OPENCV,
+    offered_objectives,
+)
 from amd_hf.cli.demo_actions import Frame, Report
 
 MAX_ADAPT_STEPS = 100
 MAX_ADAPT_SECONDS = 100.0
 
-SEGMENT_FLOW, VIDEO_MASK = "segment_flow", "video_mask"
 # Name of each objective on the page, and what is said about it; the first one is the default.
 OBJECTIVES = {
     VIDEO_MASK: (
@@ -28,24 +33,9 @@ OBJECTIVES = {
         "explains each frame from the next by the motion of the segments",
     ),
 }
-WITHOUT_OPENCV = (
-    "Adapting to the masks of the whole video needs OpenCV and scikit-image, which are not "
-    "installed here (pip install opencv-python-headless scikit-image)."
-)
-
 # How often `video_targets` looks at a frame: once for what the model sees in it, once for its
 # colors, and at the ends of three flows. Only the progress bar depends on it.
 LOOKS_PER_FRAME = 5
-
-
-def offered_objectives() -> list[str]:
-    """Returns the names of the objectives that work on this machine, the default first."""
-    try:
-        import cv2  # noqa: F401 - classical flow and color evidence need it
-        import skimage  # noqa: F401 - saliency needs it
-    except ImportError:
-        return [SEGMENT_FLOW]
-    return list(OBJECTIVES)
 
 
 def chosen_objective(name: str | None) -> str:

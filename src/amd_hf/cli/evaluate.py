@@ -10,6 +10,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from amd_hf.cli.adaptation_objectives import SEGMENT_FLOW, offered_objectives
 from amd_hf.whole_files import written_aside
 
 PROGRAM = "amd-hf evaluate"
@@ -20,6 +21,7 @@ NESTED_COLUMNS = ("per_segment",)
 # Options that belong to the record of a result, with their defaults.
 RECORDED_OPTIONS: dict[str, Any] = {
     "adapt_steps": 0,
+    "adapt_objective": None,
     "adapt_set": [],
     "adapt_chunk": None,
     "threshold": 0.5,
@@ -80,12 +82,17 @@ def _add_protocol(group: Any) -> None:
     """Options that define the protocol."""
     group.add_argument("--adapt-steps", type=int, default=0, help="adapt to each video first")
     group.add_argument(
+        "--adapt-objective",
+        metavar="NAME",
+        help="video_mask (masks of the whole video; the default), segment_flow (the published "
+        "loss), or another training objective",
+    )
+    group.add_argument(
         "--adapt-set",
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="further setting of the adaptation, such as learning_rate=3e-4, or the objective with "
-        "its own settings: objective=video_mask; may be repeated",
+        help="further setting of the adaptation, such as learning_rate=3e-4; may be repeated",
     )
     group.add_argument("--adapt-chunk", type=int, metavar="N", help="frames per adapted copy")
     group.add_argument("--threshold", type=float, default=0.5, help="of the soft mask")
@@ -160,11 +167,12 @@ def _evaluate(args: argparse.Namespace, ranks: Any) -> dict[str, Any]:
     from amd_hf.data.benchmarks import open_benchmark
     from amd_hf.evaluation import EvaluationSettings, evaluate_benchmark
 
+    args.adapt_objective = _objective(args)
     settings = EvaluationSettings(
         threshold=args.threshold,
         object_segment=args.object_segment,
         adapt_steps=args.adapt_steps,
-        adapt_settings=dict(_setting(text) for text in args.adapt_set),
+        adapt_settings=_adapt_settings(args),
         adapt_chunk=args.adapt_chunk,
         refinements=tuple(args.refine),
         sequences=None if args.sequences is None else tuple(args.sequences.split(",")),
@@ -240,6 +248,24 @@ def command_line(args: argparse.Namespace) -> str:
         elif value != default:
             parts += [option, str(value)]
     return shlex.join(parts)
+
+
+def _objective(args: argparse.Namespace) -> str | None:
+    """The objective of the adaptation; None without adaptation, or where `--adapt-set` names it."""
+    named = any(text.startswith("objective=") for text in args.adapt_set)
+    if named and args.adapt_objective is not None:
+        raise ValueError("Give the objective once: `--adapt-objective` or `--adapt-set`, not both.")
+    if named or not args.adapt_steps:
+        return args.adapt_objective
+    return args.adapt_objective or offered_objectives()[0]
+
+
+def _adapt_settings(args: argparse.Namespace) -> dict[str, Any]:
+    """The settings of the adaptation; the published objective is the one without a name."""
+    settings = dict(_setting(text) for text in args.adapt_set)
+    if args.adapt_objective not in (None, SEGMENT_FLOW):
+        settings["objective"] = args.adapt_objective
+    return settings
 
 
 def _setting(text: str) -> tuple[str, Any]:

@@ -17,6 +17,12 @@ import transformers
 from PIL import Image
 
 from amd_hf.adaptation_amd import adaptation_scale
+from amd_hf.cli.adaptation_objectives import (
+    SEGMENT_FLOW,
+    VIDEO_MASK,
+    WITHOUT_OPENCV,
+    offered_objectives,
+)
 from amd_hf.cli.checkpoints import LOAD_ERRORS, unusable_checkpoint
 from amd_hf.cli.finished import FinishedJobs, identity_of
 from amd_hf.cli.inputs import Job, plan_jobs
@@ -96,6 +102,7 @@ def _segment_together(
         return FAILED
     if args.adapt_steps and ranks.is_main and not all(job.is_video for job in jobs):
         console.note("Images are segmented without adaptation; it needs a video.")
+    args.adapt_objective = args.adapt_objective or _default_objective(args, console)
     finished = FinishedJobs(output, identity_of(vars(args), pipe.model), ranks.rank)
     if finished.num_found:
         console.note(f"Going on: {finished.num_found} of {len(jobs)} inputs are done.")
@@ -267,6 +274,7 @@ def segment_video(
         "num_frames": len(scores),
         "mean_score": round(float(np.mean(scores)), 4) if scores else 0.0,
         "adapt_steps": num_steps,
+        "adapt_objective": args.adapt_objective if num_steps else None,
         "seconds": round(time.monotonic() - start, 2),
     }
     steps = f", after {num_steps} steps of adaptation" if args.adapt_steps else ""
@@ -296,19 +304,27 @@ def _adapted(job: Job, pipe: Any, args: argparse.Namespace, console: Console) ->
             callback=advance,
             time_limit=args.adapt_seconds,
             seed=args.seed,
-            **_adaptation(args.adapt_objective, pipe),
+            **_adaptation(args, pipe),
         )
     return adapted, adapted.adaptation.num_steps
 
 
-def _adaptation(objective: str, pipe: Any) -> dict[str, Any]:
-    """The settings of an objective; nothing for the published one."""
-    if objective == "segment_flow":
+def _default_objective(args: argparse.Namespace, console: Console) -> str:
+    """The objective of this machine; says where that is not the best one."""
+    name = offered_objectives()[0]
+    if args.adapt_steps and name != VIDEO_MASK:
+        console.note(f"{WITHOUT_OPENCV} The published loss is used in its place.")
+    return name
+
+
+def _adaptation(args: argparse.Namespace, pipe: Any) -> dict[str, Any]:
+    """The settings of the objective; nothing for the published one."""
+    if args.adapt_objective == SEGMENT_FLOW:
         return {}
     from amd_hf.training.video_masks import adaptation_preset
 
     scale = adaptation_scale(pipe.image_processor)
-    return adaptation_preset(objective, scale.get("short_side"))
+    return adaptation_preset(VIDEO_MASK, scale.get("short_side"), args.object_segment)
 
 
 def _segmented(

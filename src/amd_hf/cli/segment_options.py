@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from amd_hf.cli.adaptation_objectives import SEGMENT_FLOW, VIDEO_MASK
+
 
 def add_segment_options(parser: argparse.ArgumentParser) -> None:
     """Adds inputs and options to the parser of the command."""
@@ -22,10 +24,9 @@ def add_segment_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--adapt-objective",
-        choices=("segment_flow", "video_mask"),
-        default="segment_flow",
-        help="segment_flow: the published loss; video_mask: what moves and stands out in the whole "
-        "video (for small models; needs the train or demo extra); %(default)s",
+        choices=(VIDEO_MASK, SEGMENT_FLOW),
+        help="video_mask: what moves and stands out in the whole video (needs the train, eval or "
+        "demo extra); segment_flow: the published loss; video_mask where it can run",
     )
     parser.add_argument("--device", metavar="D", help="cpu, cuda, cuda:1, mps, ...; the best one")
     parser.add_argument(

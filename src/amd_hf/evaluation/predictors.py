@@ -121,7 +121,8 @@ class ModelPredictor:
         if isinstance(given.get("objective"), str):
             from amd_hf.training.video_masks import adaptation_preset
 
-            defaults |= adaptation_preset(given.pop("objective"), scale["short_side"])
+            objective = given.pop("objective")
+            defaults |= adaptation_preset(objective, scale["short_side"], self.selected)
         settings = {**defaults, **given}
         return adapt_to_video(
             self.model,

@@ -216,13 +216,16 @@ def is_plausible(mask: Tensor, evidence: MotionEvidence) -> bool:
 
 
 @torch.no_grad()
-def object_masks(model: Any, frames: Tensor, short_side: int) -> Tensor:
+def object_masks(
+    model: Any, frames: Tensor, short_side: int, object_segment: int | None = None
+) -> Tensor:
     """Returns the model's soft object masks, averaged over the frames and their mirror images.
 
     Args:
         model: An `AMDModel` in eval mode.
         frames: RGB in [0, 1], shape (T, 3, H, W).
         short_side: Short side at which the model looks at them, in pixels.
+        object_segment: Segment that is read; None takes that of the configuration.
 
     Returns:
         Masks in [0, 1] of shape (T, H, W).
@@ -239,7 +242,8 @@ def object_masks(model: Any, frames: Tensor, short_side: int) -> Tensor:
     with torch.autocast(frames.device.type, torch.bfloat16):
         straight = model(pixel_values=pixels).segment_masks
         mirrored = model(pixel_values=pixels.flip(-1)).segment_masks.flip(-1)
-    soft = (straight + mirrored)[:, config.object_segment].float().unsqueeze(1) / 2
+    chosen = config.object_segment if object_segment is None else object_segment
+    soft = (straight + mirrored)[:, chosen].float().unsqueeze(1) / 2
     return F.interpolate(soft, size=(height, width), mode="bilinear").squeeze(1)
 
 

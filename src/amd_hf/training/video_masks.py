@@ -64,6 +64,7 @@ class VideoMaskObjective:
         color_weight: Weight of the color evidence of the whole video; 0 leaves it out.
         smoothing_rounds: Rounds of averaging along the flow; 0 leaves it out.
         use_saliency: Whether saliency of the single frames is added to motion and model.
+        object_segment: Segment that becomes the object; None takes that of the configuration.
 
     Raises:
         ValueError: If a weight or a number is negative.
@@ -74,6 +75,7 @@ class VideoMaskObjective:
         color_weight: float = COLOR_WEIGHT,
         smoothing_rounds: int = SMOOTHING_ROUNDS,
         use_saliency: bool = True,
+        object_segment: int | None = None,
     ) -> None:
         if color_weight < 0 or smoothing_rounds < 0:
             raise ValueError(
@@ -83,6 +85,7 @@ class VideoMaskObjective:
         self.color_weight = color_weight
         self.smoothing_rounds = smoothing_rounds
         self.use_saliency = use_saliency
+        self.object_segment = object_segment
 
     def video_targets(self, model: nn.Module, frames: Mapping[int, Tensor]) -> dict[int, Tensor]:
         """Soft object masks of all frames; `adapt_to_video` calls it once, before the first step.
@@ -93,9 +96,18 @@ class VideoMaskObjective:
 
         Returns:
             Frame number -> mask in [0, 1] of shape (h, w), float32, on the CPU.
+
+        Raises:
+            ValueError: If the model has no segment of the number `object_segment`.
         """
+        num_segments: int = model.config.num_segments  # type: ignore[union-attr,assignment]
+        if self.object_segment is not None and not 0 <= self.object_segment < num_segments:
+            raise ValueError(
+                f"`object_segment` must lie in 0..{num_segments - 1} for this model, got "
+                f"{self.object_segment}."
+            )
         numbers = list(frames)
-        masks, flows = _frame_masks(model, frames, self.use_saliency)
+        masks, flows = _frame_masks(model, frames, self.use_saliency, self.object_segment)
         masks = smooth_along_flow(masks, flows, _neighbors(numbers), self.smoothing_rounds)
         if self.color_weight:
             small = torch.cat(
@@ -114,16 +126,17 @@ class VideoMaskObjective:
             targets: Masks in [0, 1], shape (B, 2, H, W).
         """
         config: Any = getattr(model, "module", model).config
+        chosen = config.object_segment if self.object_segment is None else self.object_segment
         outputs = model(pixel_values=pixel_values.flatten(0, 1))
         target = targets.flatten(0, 1)
         usable = torch.ones(len(target), dtype=torch.bool, device=target.device)
         found = MovingObject(target, usable)
-        return moving_object_loss(
-            outputs.segment_logits, found, config.object_segment, INSIDE_WEIGHT
-        )
+        return moving_object_loss(outputs.segment_logits, found, chosen, INSIDE_WEIGHT)
 
 
-def adaptation_preset(name: str, short_side: int | None = None) -> dict[str, Any]:
+def adaptation_preset(
+    name: str, short_side: int | None = None, object_segment: int | None = None
+) -> dict[str, Any]:
     """Returns settings for `adapt_to_video` that belong together, by the name of the objective.
 
     Args:
@@ -131,6 +144,8 @@ def adaptation_preset(name: str, short_side: int | None = None) -> dict[str, Any
             "segment_flow_moving_object", which leaves the published settings as they are.
         short_side: The `short_side` of the adaptation, see `adaptation_scale`; the crops of
             "video_mask" follow it. None leaves size and crops as they are.
+        object_segment: Segment that "video_mask" makes the object; None takes that of the model's
+            configuration. Other objectives have no use for it.
 
     Returns:
         Keyword arguments, among them `objective`; override any of them.
@@ -139,7 +154,8 @@ def adaptation_preset(name: str, short_side: int | None = None) -> dict[str, Any
         ValueError: If there is no such objective.
     """
     if name == VIDEO_MASK:
-        preset = {"objective": VideoMaskObjective(), **VIDEO_MASK_SETTINGS}
+        objective = VideoMaskObjective(object_segment=object_segment)
+        preset = {"objective": objective, **VIDEO_MASK_SETTINGS}
         if short_side is not None:
             crop_size = max(int(short_side * VIDEO_MASK_CROP), MIN_SIDE)
             preset |= {"short_side": short_side, "crop_size": crop_size}
@@ -174,7 +190,10 @@ def _reduced_flow(flow: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def _frame_masks(
-    model: Any, frames: Mapping[int, Tensor], use_saliency: bool
+    model: Any,
+    frames: Mapping[int, Tensor],
+    use_saliency: bool,
+    object_segment: int | None,
 ) -> tuple[Tensor, Tensor]:
     """Masks (N, h, w) of single frames, and flows (M, 2, h, w) of their `_neighbors`."""
     numbers = list(frames)
@@ -184,7 +203,8 @@ def _frame_masks(
     masks: list[Tensor] = []
     for start in range(0, len(numbers), FRAMES_AT_ONCE):
         batch = torch.stack([frames[n] for n in numbers[start : start + FRAMES_AT_ONCE]])
-        found = object_masks(model, batch.to(model.device).float() / 255.0, min(height, width))
+        images = batch.to(model.device).float() / 255.0
+        found = object_masks(model, images, min(height, width), object_segment)
         masks.append(resize_probability(found.cpu(), size))
     fused = torch.cat(masks)
     flows: list[Tensor] = []
