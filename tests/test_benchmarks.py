@@ -77,6 +77,19 @@ class TestDavis:
         with pytest.raises(ValueError, match="has no mask; skip it"):
             read_reference(benchmark.sequences[1].frames[1])
 
+    def test_tiff_frames_and_masks(self, davis):
+        for path in [*davis.rglob("*.jpg"), *davis.rglob("*.png")]:
+            with Image.open(path) as image:
+                image.save(path.with_suffix(".tif"))
+            path.unlink()
+        (davis / "Annotations/480p/dog/00001.tif").unlink()
+        benchmark = open_benchmark("davis2016", davis)
+        assert (benchmark.num_found, benchmark.num_without_mask) == (5, 1)
+        frame = benchmark.sequences[1].annotated[0]
+        assert frame.image.name == "00000.tif"
+        np.testing.assert_allclose(read_frame(frame.image), 90, atol=1)
+        np.testing.assert_array_equal(read_reference(frame), LEFT)
+
     def test_mask_without_frame_is_an_error(self, davis):
         (davis / "JPEGImages/480p/dog/00001.jpg").unlink()
         with pytest.raises(ValueError, match=r"1 masks without a frame of the same name \(00001\)"):
@@ -304,6 +317,20 @@ def test_masks_of_zeros_and_ones_and_one_bit(tmp_path):
     save(tmp_path / "bits.png", LEFT)
     for name in ("ones.png", "bits.png"):
         np.testing.assert_array_equal(read_object_mask(tmp_path / name), LEFT)
+
+
+def test_frames_and_class_numbers_of_16_bits(tmp_path):
+    numbers = np.array([[0, 200, 300, 65535]], np.uint16)
+    save(tmp_path / "little.tif", numbers)
+    big = Image.frombytes("I;16B", (4, 1), numbers.astype(">u2").tobytes())
+    big.save(tmp_path / "big.tif")
+    save(tmp_path / "fractions.tif", numbers.astype(np.float32) / 2)
+    for name in ("little.tif", "big.tif"):
+        np.testing.assert_array_equal(read_labels(tmp_path / name), numbers)
+        frame = np.asarray(read_frame(tmp_path / name))
+        np.testing.assert_array_equal(frame[..., 1], [[0, 0, 1, 255]])
+    with pytest.raises(ValueError, match=r"fractions\.tif .*floating-point numbers"):
+        read_labels(tmp_path / "fractions.tif")
 
 
 def test_natural_order():

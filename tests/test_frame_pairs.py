@@ -18,14 +18,18 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from amd_hf.data import PairCollator, PairTransform, SkipCounter, frame_pairs, skip_counter
+from amd_hf.data.annotations import image_files
 from amd_hf.data.frame_pairs import open_source
 from amd_hf.data.packing import pack_clips
 from amd_hf.data.packing_clips import PackingSettings
 from amd_hf.data.sampling import PairSampler
 from amd_hf.data.sources import Clip
+from amd_hf.data.sources_hub import _parse_row
 from amd_hf.data.sources_video import video_files
+from amd_hf.data.synthetic_objects import generate_clip
+from amd_hf.image_io_amd import IMAGE_SUFFIXES, list_images
 from amd_hf.video_amd import VIDEO_SUFFIXES
-from tests.video_trees import write_video_file, write_videos
+from tests.video_trees import SIZE, write_video_file, write_videos
 
 VIDEOS = {f"video{number}": 6 for number in range(7)}
 
@@ -362,6 +366,67 @@ def test_every_video_that_is_segmented_is_trained_on(tmp_path: Path) -> None:
     for suffix in VIDEO_SUFFIXES:
         (tmp_path / f"clip{suffix.upper()}").touch()
     assert len(video_files([tmp_path])) == len(VIDEO_SUFFIXES)
+
+
+@pytest.mark.parametrize("suffix", sorted(IMAGE_SUFFIXES))
+def test_every_image_that_is_segmented_is_trained_on(suffix: str, tmp_path: Path) -> None:
+    frames = write_frames(tmp_path / "video", suffix)
+    transform = PairTransform("none", crop_size=16)
+    counter = SkipCounter()
+    (item,) = frame_pairs(tmp_path, transform=transform, reject_shot_cuts=False, counter=counter)
+    assert item["video"] == "video"
+    assert item["pixel_values"].float().std() > 5
+    assert counter.total == 0
+    assert list_images(tmp_path / "video") == frames == list(image_files(frames[0].parent).values())
+    # As members of a shard and as columns of a Hub data set.
+    with tarfile.open(tmp_path / "clips.tar", "w") as archive:
+        for number, clip in enumerate("ab"):
+            for index, frame in enumerate(frames[number:]):
+                archive.add(frame, f"{clip}.f{index}{suffix.upper()}")
+    source = open_source(tmp_path / "clips.tar")
+    assert [source.clip(index).num_frames for index in range(len(source))] == [3, 2]
+    assert source.read(1, [1]) == [frames[2].read_bytes()]
+    _, row = _parse_row(
+        "a", {f"f{index}{suffix}": frame for index, frame in enumerate([b"1", b"2"])}
+    )
+    assert row == [b"1", b"2"]
+
+
+def write_frames(folder: Path, suffix: str) -> list[Path]:
+    """Writes a video of three frames in the format of `suffix`."""
+    folder.mkdir(parents=True)
+    paths = [folder / f"{number}{suffix}" for number in range(3)]
+    mode = {".pbm": "1", ".pgm": "L"}.get(suffix, "RGB")
+    for path, frame in zip(paths, generate_clip(3, *SIZE, seed=0)[0], strict=True):
+        Image.fromarray(frame).convert(mode).save(path)
+    return paths
+
+
+def test_tiff_frames_of_16_bits_train_like_those_of_8(tmp_path: Path) -> None:
+    frames = [np.asarray(Image.open(path)) for path in write_frames(tmp_path / "8", ".pgm")]
+    crops = []
+    for name, dtype in {"8": "u1", "16": "<u2", "16 big-endian": ">u2"}.items():
+        (tmp_path / name).mkdir(exist_ok=True)
+        for path, frame in zip(list_images(tmp_path / "8"), frames, strict=True):
+            if name != "8":
+                mode = "I;16" if dtype == "<u2" else "I;16B"
+                deep = (frame.astype(dtype) * 257).astype(dtype)
+                image = Image.frombytes(mode, frame.shape[::-1], deep.tobytes())
+                image.save(tmp_path / name / f"{path.stem}.tiff")
+        transform = PairTransform("light", crop_size=16)
+        (item,) = frame_pairs(tmp_path / name, transform=transform, reject_shot_cuts=False)
+        crops.append(item["pixel_values"])
+    assert crops[0].float().std() > 5
+    assert crops[1].equal(crops[0])
+    assert crops[2].equal(crops[0])
+
+
+def test_masks_of_fbms_are_no_frames(tmp_path: Path) -> None:
+    write_videos(tmp_path, {"cats01": 3}, layout="Trainingset")
+    masks = tmp_path / "Trainingset" / "cats01" / "GroundTruth"
+    write_frames(masks, ".pgm")
+    source = open_source(tmp_path)
+    assert [source.video(index) for index in range(len(source))] == ["Trainingset/cats01"]
 
 
 def test_fractional_weights_leave_shards_for_all_processes(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from amd_hf.data import PairCollator, PairTransform, SkipCounter, frame_pairs
 from amd_hf.data.frame_pairs import open_source
 from amd_hf.data.packing import pack_clips
 from amd_hf.data.packing_clips import PackingSettings
+from amd_hf.data.synthetic_objects import generate_clip
 from tests.video_trees import SIZE, write_video_file, write_videos
 
 
@@ -150,6 +151,30 @@ def test_damaged_frames_are_counted_across_workers(
         list(frame_pairs(tree, transform=transform, pairs_per_clip=4))
     assert 1 <= len(caplog.records) <= 5  # the first few are named, the rest only counted
     assert "Skipped (unreadable): " in caplog.text
+
+
+def test_tiff_frames_that_cannot_be_used_are_counted(tmp_path: Path) -> None:
+    for name in ("whole", "cut", "depth", "animated"):
+        (tmp_path / "tree" / name).mkdir(parents=True)
+        frames = [Image.fromarray(frame) for frame in generate_clip(3, *SIZE, seed=0)[0]]
+        for number, frame in enumerate(frames):
+            path = tmp_path / "tree" / name / f"{number}.tiff"
+            if name == "animated":
+                frame.save(path.with_suffix(".gif"), save_all=True, append_images=frames)
+            elif name == "depth":  # meters, no gray levels
+                Image.fromarray(np.full(SIZE, 1e4, dtype=np.float32)).save(path)
+            else:
+                frame.save(path)
+            if name == "cut":
+                path.write_bytes(path.read_bytes()[:300])
+    counter = SkipCounter()
+    items = decoded(tmp_path / "tree", counter, reject_shot_cuts=False)
+    assert [item["video"] for item in items] == ["whole"]
+    assert counter.as_dict()["unreadable"] == counter.total == 3
+    settings = PackingSettings(min_difference=0.0, reject_shot_cuts=False, short_side=32)
+    index = pack_clips(open_source(tmp_path / "tree"), tmp_path / "shards", settings)
+    assert list(index["videos_detail"]) == ["whole"]
+    assert index["skipped"] == {"unreadable": 3}
 
 
 def test_a_frame_that_vanishes_is_counted(tree: Path) -> None:

@@ -19,9 +19,12 @@ from amd_hf.image_io_amd import (
     MIN_SIDE,
     describe,
     list_images,
+    open_image,
     read_image,
     resize_image,
     resized_size,
+    to_rgb,
+    upright_size,
 )
 
 
@@ -82,21 +85,29 @@ def test_palette_with_transparency(tmp_path: Path) -> None:
 
 
 def test_16_bit_grey_keeps_its_upper_bits(tmp_path: Path) -> None:
-    values = np.array([[0, 256, 32768, 65535]], dtype=np.uint16)
-    Image.fromarray(values).save(tmp_path / "deep.png")
-    expected = [0, 1, 128, 255]
-    assert read_image(tmp_path / "deep.png")[0, :, 0].tolist() == expected
-    assert read_image(values)[0, :, 2].tolist() == expected
+    for values in (np.array([[0, 256, 32768, 65535]]), np.array([[0, 17, 200, 255]])):
+        expected = (values >> 8)[0].tolist()
+        Image.fromarray(values.astype(np.uint16)).save(tmp_path / "deep.png")
+        big = Image.frombytes("I;16B", (4, 1), values.astype(">u2").tobytes())
+        big.save(tmp_path / "big.tif")
+        for name in ("deep.png", "big.tif"):
+            assert read_image(tmp_path / name)[0, :, 0].tolist() == expected
+            with open_image(tmp_path / name) as image:
+                assert np.asarray(to_rgb(image))[0, :, 1].tolist() == expected
+        assert read_image(values.astype(np.uint16))[0, :, 2].tolist() == expected
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_orientation_is_applied(orientation: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+def test_exif_orientation_is_applied(orientation: int, suffix: str, tmp_path: Path) -> None:
     image = Image.new("RGB", (32, 16), (255, 255, 255))
     image.paste((0, 0, 0), (0, 0, 16, 8))  # dark upper left corner of the stored picture
     exif = Image.Exif()
     exif[0x0112] = orientation
-    image.save(tmp_path / "turned.png", exif=exif)
-    result = read_image(tmp_path / "turned.png")
+    image.save(tmp_path / f"turned{suffix}", exif=exif)
+    result = read_image(tmp_path / f"turned{suffix}")
+    with open_image(tmp_path / f"turned{suffix}") as opened:
+        assert upright_size(opened) == result.shape[:2]
     is_turned = orientation >= 5
     assert result.shape == ((32, 16, 3) if is_turned else (16, 32, 3))
     dark = {(y, x) for y in (0, -1) for x in (0, -1) if result[y, x].max() < 128}

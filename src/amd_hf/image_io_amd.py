@@ -34,10 +34,15 @@ MIN_SIDE = 32
 IMAGE_SUFFIXES = frozenset(
     (".bmp", ".gif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 )
+"""Files of a folder that count as images, for segmenting, training and evaluation alike."""
 
 IMAGE_FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 """What a file may hold, whatever its name: Pillow's other formats include some that start programs
 (EPS) or that hardly anybody has tested on damaged files."""
+
+EXIF_ORIENTATION = 274
+TURNED_ORIENTATIONS = frozenset((5, 6, 7, 8))
+"""Values of that EXIF field that swap height and width."""
 
 DECODE_ERRORS: tuple[type[Exception], ...] = (
     *(OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, AttributeError),
@@ -231,8 +236,31 @@ def _to_uint8(array: np.ndarray) -> np.ndarray:
         )
     if is_float:
         return np.rint(array * (255.0 if high <= 1 else 1.0)).astype(np.uint8)
-    is_16_bit = array.dtype == np.uint16 or high > 255
+    is_16_bit = (array.dtype.kind, array.dtype.itemsize) == ("u", 2) or high > 255
     return (array >> 8 if is_16_bit else array).astype(np.uint8)
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """A copy of a frame in RGB: of 16 bits the upper 8; neither turned nor put on white.
+
+    Args:
+        image: An opened image; those of 16 or 32 bits as in `read_image`.
+
+    Raises:
+        ValueError: If its values are no gray levels; on damaged files others of `DECODE_ERRORS`.
+    """
+    if not image.mode.startswith(("I", "F")):  # Pillow cuts off what is above 255
+        return image.convert("RGB")
+    return Image.fromarray(
+        _array_to_rgb(np.array(image), MAX_IMAGE_PIXELS, channels_first=None, is_tensor=False)
+    )
+
+
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """Height and width after the turn that the EXIF data ask for, without decoding."""
+    # Of a TIFF Pillow states the turned size, and turns it on loading.
+    is_turned = image.getexif().get(EXIF_ORIENTATION) in TURNED_ORIENTATIONS
+    return image.size if is_turned and image.format != "TIFF" else (image.height, image.width)
 
 
 def check_pixels(height: int, width: int, max_pixels: int, name: str) -> None:

@@ -16,11 +16,9 @@ from amd_hf.image_io_amd import (
     is_address,
     list_images,
     open_image,
+    upright_size,
 )
 from amd_hf.video_amd import is_video
-
-_EXIF_ORIENTATION = 0x0112
-_TURNED = (5, 6, 7, 8)
 
 
 @dataclass
@@ -71,7 +69,8 @@ def _plan_folder(folder: str, console: Console) -> list[Job]:
     sizes: dict[Path, tuple[int, int]] = {}
     for path in paths:
         try:
-            sizes[path] = _upright_size(path)
+            with open_image(path) as image:
+                sizes[path] = upright_size(image)
         except DECODE_ERRORS as error:
             reason = f"{str(path)!r} is not a readable image of at most {MAX_IMAGE_PIXELS} pixels"
             console.fail(str(path), f"{reason} ({error}); replace the file.")
@@ -80,14 +79,6 @@ def _plan_folder(folder: str, console: Console) -> list[Job]:
     if len(sizes) > 1:
         console.note(f"{folder}: images of mixed sizes, segmented one by one.")
     return [Job(str(path), False) for path in sizes]
-
-
-def _upright_size(path: Path) -> tuple[int, int]:
-    """Width and height as displayed, from the header alone."""
-    with open_image(path) as image:
-        width, height = image.size
-        is_turned = image.getexif().get(_EXIF_ORIENTATION) in _TURNED
-    return (height, width) if is_turned else (width, height)
 
 
 def name_outputs(jobs: list[Job]) -> None:

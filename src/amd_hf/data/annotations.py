@@ -10,9 +10,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from amd_hf.data.sources import natural_key
-from amd_hf.image_io_amd import DECODE_ERRORS, open_image
+from amd_hf.image_io_amd import DECODE_ERRORS, IMAGE_SUFFIXES, open_image, to_rgb
 
-IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".webp"})
 MIDDLE_GRAY = 127
 NUM_NAMES_SHOWN = 3
 
@@ -148,7 +147,7 @@ def read_frame(path: Path) -> Image.Image:
     """
     try:
         with open_image(path) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")
+            return to_rgb(ImageOps.exif_transpose(image))
     except DECODE_ERRORS as error:
         raise ValueError(f"Cannot read the frame {path} ({error}); replace the file.") from error
 
@@ -164,11 +163,25 @@ def read_labels(path: Path) -> NDArray[np.integer]:
     """
     try:
         with open_image(path) as image:
-            if image.mode in ("1", "L", "P", "I", "I;16"):
-                return np.asarray(image).astype(np.int64)
-            channels = np.asarray(image.convert("RGB")).astype(np.int64)
+            return pixel_codes(image)
     except DECODE_ERRORS as error:
         raise ValueError(f"Cannot read the mask {path} ({error}); replace the file.") from error
+
+
+def pixel_codes(image: Image.Image) -> NDArray[np.integer]:
+    """Pixel codes of an opened mask as stored: see `read_labels`.
+
+    Returns:
+        Integer array of shape (H, W).
+
+    Raises:
+        ValueError: If it holds fractions; on damaged files others of `DECODE_ERRORS`.
+    """
+    if image.mode in ("1", "L", "P") or image.mode.startswith("I"):
+        return np.asarray(image).astype(np.int64)
+    if image.mode == "F":
+        raise ValueError("it holds floating-point numbers, not whole ones")
+    channels = np.asarray(image.convert("RGB")).astype(np.int64)
     return channels[..., 0] * 65536 + channels[..., 1] * 256 + channels[..., 2]
 
 

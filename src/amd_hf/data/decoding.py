@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -21,8 +20,13 @@ from amd_hf.data.augmentation import (
     PairAugmentation,
 )
 from amd_hf.data.counting import SkippedPairError
-from amd_hf.data.frame_arrays import greatest_reduced_difference, read_pixels, write_planes
-from amd_hf.image_io_amd import DECODE_ERRORS, open_image
+from amd_hf.data.frame_arrays import (
+    greatest_reduced_difference,
+    open_frame,
+    read_pixels,
+    write_planes,
+)
+from amd_hf.image_io_amd import DECODE_ERRORS
 
 # Limits of the shot-cut guard: mean difference in gray levels, correlation of color histograms,
 # correlation of 24 x 24 thumbnails.
@@ -83,7 +87,7 @@ class PairTransform:
         """Returns the crops of one pair, uint8 of shape (2, 3, h, w); colors are not changed yet.
 
         Args:
-            first: The encoded frame 1 (JPEG, PNG, WebP or PPM).
+            first: The encoded frame 1 (of one of `IMAGE_FORMATS`).
             second: The encoded frame 2, of the same size in pixels.
             seed: All draws of the augmentation follow from it.
             min_difference: Smallest mean difference in gray levels between the frames.
@@ -94,7 +98,7 @@ class PairTransform:
                 or a shot cut; its `reason` says which.
         """
         try:
-            images = [open_image(io.BytesIO(data)) for data in (first, second)]
+            images = [open_frame(data) for data in (first, second)]
         except DECODE_ERRORS as error:
             raise SkippedPairError("unreadable", str(error)) from error
         (width, height), other = images[0].size, images[1].size

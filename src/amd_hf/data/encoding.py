@@ -8,6 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from amd_hf.image_io_amd import to_rgb
+
 
 def encode_ppm(frame: NDArray[np.uint8]) -> bytes:
     """Returns `frame` (H, W, 3) as a binary PPM: lossless, at the cost of a copy."""
@@ -18,7 +20,7 @@ def encode_ppm(frame: NDArray[np.uint8]) -> bytes:
 def encode_jpeg(image: Image.Image, quality: int) -> bytes:
     """Returns `image` as a baseline JPEG with halved chroma, the fastest kind to decode."""
     buffer = io.BytesIO()
-    image.convert("RGB").save(buffer, "JPEG", quality=quality, subsampling="4:2:0")
+    to_rgb(image).save(buffer, "JPEG", quality=quality, subsampling="4:2:0")
     return buffer.getvalue()
 
 
@@ -29,4 +31,4 @@ def shrink(image: Image.Image, short_side: int | None) -> Image.Image:
     scale = short_side / min(image.size)
     width, height = (max(round(side * scale), 1) for side in image.size)
     image.draft("RGB", (width, height))
-    return image.convert("RGB").resize((width, height), Image.Resampling.BICUBIC, reducing_gap=3.0)
+    return to_rgb(image).resize((width, height), Image.Resampling.BICUBIC, reducing_gap=3.0)

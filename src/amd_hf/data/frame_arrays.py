@@ -7,6 +7,7 @@ Where it is missing, Pillow and PyTorch do the same work.
 
 from __future__ import annotations
 
+import io
 import math
 from functools import lru_cache
 from typing import Any
@@ -15,6 +16,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+
+from amd_hf.image_io_amd import open_image, to_rgb
 
 END_OF_JPEG = b"\xff\xd9"
 # Bits of OpenCV's read modes by the factor at which a JPEG is decoded.
@@ -29,6 +32,20 @@ def opencv() -> Any:
     except ImportError:
         return None
     return cv2 if hasattr(cv2, "IMREAD_COLOR_RGB") else None
+
+
+def open_frame(data: bytes) -> Image.Image:
+    """Returns an encoded frame, opened and not loaded yet.
+
+    Raises:
+        ValueError: If it is an animation, whose first picture would pass for a frame of a video,
+            or too large.
+        OSError: If it is damaged or of an unknown format (as others of `DECODE_ERRORS`).
+    """
+    image = open_image(io.BytesIO(data))
+    if image.format == "GIF" and getattr(image, "is_animated", False):
+        raise ValueError("a GIF of several pictures, not one frame")
+    return image
 
 
 def read_pixels(image: Image.Image, data: bytes, scale: float) -> NDArray[np.uint8]:
@@ -50,7 +67,7 @@ def read_pixels(image: Image.Image, data: bytes, scale: float) -> NDArray[np.uin
     if pixels is not None:
         return pixels
     image.load()
-    return np.array(image if image.mode == "RGB" else image.convert("RGB"))
+    return np.array(image if image.mode == "RGB" else to_rgb(image))
 
 
 def _decode_jpeg(

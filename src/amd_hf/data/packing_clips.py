@@ -18,8 +18,9 @@ import numpy as np
 from amd_hf.data.counting import SkippedPairError
 from amd_hf.data.decoding import screen_pair
 from amd_hf.data.encoding import encode_jpeg, shrink
+from amd_hf.data.frame_arrays import open_frame
 from amd_hf.data.sources import Clip, ClipSource
-from amd_hf.image_io_amd import DECODE_ERRORS, open_image
+from amd_hf.image_io_amd import DECODE_ERRORS, to_rgb
 from amd_hf.whole_files import sync_path
 
 # Frames of this many windows are held in memory at once.
@@ -186,10 +187,10 @@ def _pack_window(
     if encoded is None:
         raise SkippedPairError("unreadable", clip.key)
     try:
-        images = [open_image(io.BytesIO(data)) for data in encoded]
+        images = [open_frame(data) for data in encoded]
         is_jpeg = all(image.format == "JPEG" for image in images)
         small = [shrink(image, settings.short_side) for image in images]
-        decoded = [image.convert("RGB") for image in small]
+        decoded = [to_rgb(image) for image in small]
     except DECODE_ERRORS as error:
         raise SkippedPairError("unreadable", f"{clip.key} ({error})") from error
     if len({image.size for image in decoded}) > 1:

@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from amd_hf.data.annotations import image_files, read_frame, read_labels, read_text, shown
-from amd_hf.data.semantic_images import MaskCoding, parse_label_names, upright_size
+from amd_hf.data.semantic_images import MaskCoding, parse_label_names
 from amd_hf.data.voc import VOC_LABELS
-from amd_hf.image_io_amd import DECODE_ERRORS, open_image
+from amd_hf.image_io_amd import DECODE_ERRORS, open_image, upright_size
 
 IMAGE_FOLDERS = ("images", "image", "imgs", "JPEGImages")
 MASK_FOLDERS = ("masks", "mask", "annotations", "labels", "SegmentationClass")

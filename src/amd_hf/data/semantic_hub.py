@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from amd_hf.data.semantic_images import MaskCoding, parse_label_names, upright_size
-from amd_hf.image_io_amd import DECODE_ERRORS, open_image
+from amd_hf.data.annotations import pixel_codes
+from amd_hf.data.semantic_images import MaskCoding, parse_label_names
+from amd_hf.image_io_amd import DECODE_ERRORS, open_image, to_rgb, upright_size
 
 IMAGE_COLUMNS = ("image", "pixel_values", "img")
 MASK_COLUMNS = ("annotation", "mask", "label", "labels", "segmentation", "segmentation_mask")
@@ -80,7 +81,7 @@ class LabelledRows:
         """
         try:
             with self._open(index, self.image_column) as image:
-                return ImageOps.exif_transpose(image).convert("RGB")
+                return to_rgb(ImageOps.exif_transpose(image))
         except DECODE_ERRORS as error:
             raise self._unreadable(index, error) from error
 
@@ -92,12 +93,9 @@ class LabelledRows:
         """
         try:
             with self._open(index, self.mask_column) as mask:
-                if mask.mode in ("1", "L", "P", "I", "I;16"):
-                    return self.coding.decode(np.asarray(mask).astype(np.int64))
-                channels = np.asarray(mask.convert("RGB")).astype(np.int64)
+                codes = pixel_codes(mask)
         except DECODE_ERRORS as error:
             raise self._unreadable(index, error) from error
-        codes = channels[..., 0] * 65536 + channels[..., 1] * 256 + channels[..., 2]
         return self.coding.decode(codes)
 
     def image_size(self, index: int) -> tuple[int, int]:

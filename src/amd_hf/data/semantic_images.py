@@ -19,8 +19,6 @@ from amd_hf.data.annotations import read_text, shown
 IGNORED = 255
 """Id of the pixels that do not count, in everything that `load_mask` returns."""
 
-EXIF_ORIENTATION = 274
-TRANSPOSED_ORIENTATIONS = frozenset({5, 6, 7, 8})
 FIRST_COLOR_CODE = 65536
 NUM_READERS = 8
 
@@ -80,13 +78,6 @@ class LabelledImages(Protocol):
 
     def subset(self, indices: Sequence[int], title: str) -> LabelledImages:
         """Some of the images, under another title."""
-
-
-def upright_size(image: Image.Image) -> tuple[int, int]:
-    """Height and width after the turn that the EXIF data ask for, without decoding."""
-    is_transposed = image.getexif().get(EXIF_ORIENTATION) in TRANSPOSED_ORIENTATIONS
-    height, width = image.height, image.width
-    return (width, height) if is_transposed else (height, width)
 
 
 @dataclass

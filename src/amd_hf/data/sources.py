@@ -10,10 +10,16 @@ from itertools import pairwise
 from pathlib import PurePosixPath
 from typing import Any
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm"})
+from amd_hf.image_io_amd import IMAGE_SUFFIXES
+
+# Name of frame N of a clip, behind the clip's key: `f0.jpg`.
+FRAME_NAME = re.compile(
+    rf"^f(\d{{1,18}})(?:{'|'.join(map(re.escape, sorted(IMAGE_SUFFIXES)))})$", re.IGNORECASE
+)
 # YouTube-VOS numbers its frames by their position in a video of 30 frames/s; `train` holds every
 # fifth of them, `train_all_frames` all.
 YOUTUBE_VOS_FPS = 30.0
+MASK_FOLDERS = ("Annotations", "GroundTruth")
 MOST_DIGITS = 1000
 MOST_RATE = 1e6
 # Frame numbers fit into int64.
@@ -226,7 +232,8 @@ def is_image(name: str) -> bool:
 def group_frames(paths: Iterable[str], split: str) -> tuple[str, dict[str, list[str]]]:
     """Groups image paths of a YouTube-VOS or DAVIS tree into videos.
 
-    Only frames below `JPEGImages` count where there are any, so that masks do not pose as frames.
+    Only frames below `JPEGImages` count where there are any, else all but those below `Annotations`
+    and `GroundTruth`, so that masks do not pose as frames.
     Of `<split>_all_frames` and `<split>` the first that exists is taken.
 
     Args:
@@ -239,7 +246,7 @@ def group_frames(paths: Iterable[str], split: str) -> tuple[str, dict[str, list[
     """
     images = [path for path in paths if is_image(path)]
     frames = [path for path in images if "JPEGImages/" in path]
-    images = frames or [path for path in images if "Annotations/" not in path]
+    images = frames or [path for path in images if not _is_mask(path)]
     prefixes = {path[: path.rfind("JPEGImages/") + 11] for path in images if "JPEGImages/" in path}
     prefix = _choose_prefix(prefixes, split)
     # DAVIS keeps the same frames at two resolutions.
@@ -254,6 +261,11 @@ def group_frames(paths: Iterable[str], split: str) -> tuple[str, dict[str, list[
     for names in videos.values():
         names.sort(key=natural_key)
     return prefix, dict(sorted(videos.items()))
+
+
+def _is_mask(path: str) -> bool:
+    """Says whether an image lies where benchmarks keep their masks."""
+    return any(f"{folder}/" in path for folder in MASK_FOLDERS)
 
 
 def _choose_prefix(prefixes: set[str], split: str) -> str:

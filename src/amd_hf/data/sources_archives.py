@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
@@ -20,6 +19,7 @@ from amd_hf.data.archives import (
 )
 from amd_hf.data.object_masks import MASK_SUFFIX
 from amd_hf.data.sources import (
+    FRAME_NAME,
     YOUTUBE_VOS_FPS,
     Clip,
     ClipSource,
@@ -34,7 +34,6 @@ from amd_hf.data.sources import (
 )
 
 INDEX_NAME = "index.json"
-FRAME_SUFFIX = re.compile(r"^f(\d{1,18})\.(jpg|jpeg|png|webp|ppm)$", re.IGNORECASE)
 
 
 class TarShardSource(ClipSource):
@@ -136,7 +135,7 @@ class TarShardSource(ClipSource):
                 folder, _, name = member.name.removeprefix("./").rpartition("/")
                 stem, _, suffix = name.partition(".")
                 key = f"{folder}/{stem}" if folder else stem
-                match = FRAME_SUFFIX.match(suffix)
+                match = FRAME_NAME.match(suffix)
                 if match is not None or suffix == "json":
                     frames, meta = samples.setdefault(key, ({}, None))
                     is_double = meta is not None if match is None else int(match[1]) in frames

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import tarfile
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -11,9 +10,8 @@ from typing import Any
 import numpy as np
 
 from amd_hf.data.counting import SkipCounter
-from amd_hf.data.sources import Clip, stored_numbers, stored_rate
+from amd_hf.data.sources import FRAME_NAME, Clip, stored_numbers, stored_rate
 
-FRAME_COLUMN = re.compile(r"^f(\d{1,18})\.(jpg|jpeg|png|webp|ppm)$", re.IGNORECASE)
 DEFAULT_BLOCK_CLIPS = 256
 
 
@@ -127,7 +125,7 @@ def _has_decodable(dataset: Any) -> bool:
 
 def _is_clip_row(names: list[str]) -> bool:
     """Says whether a row with these columns holds a clip."""
-    return "frames" in names or sum(FRAME_COLUMN.match(name) is not None for name in names) >= 2
+    return "frames" in names or sum(FRAME_NAME.match(name) is not None for name in names) >= 2
 
 
 def _parse_row(key: str, row: Mapping[str, Any]) -> tuple[Clip, list[bytes]]:
@@ -143,7 +141,7 @@ def _parse_row(key: str, row: Mapping[str, Any]) -> tuple[Clip, list[bytes]]:
         columns = sorted(
             (int(match[1]), name)
             for name in row
-            if (match := FRAME_COLUMN.match(name)) is not None and row[name] is not None
+            if (match := FRAME_NAME.match(name)) is not None and row[name] is not None
         )
         frames = [_to_bytes(row[name]) for _, name in columns]
     name = key.rpartition("/")[2]

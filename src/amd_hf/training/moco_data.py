@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,7 +10,8 @@ from torch import Tensor
 
 from amd_hf.data.counting import SkippedPairError
 from amd_hf.data.decoding import PairTransform
-from amd_hf.image_io_amd import DECODE_ERRORS, open_image
+from amd_hf.data.frame_arrays import open_frame
+from amd_hf.image_io_amd import DECODE_ERRORS, to_rgb
 from amd_hf.training.comparator_data import ComparatorBatches
 
 
@@ -43,8 +43,8 @@ class TwoViewTransform(PairTransform):
             SkippedPairError: If the frame cannot be decoded.
         """
         try:
-            with open_image(io.BytesIO(first)) as image:
-                pixels = np.array(image.convert("RGB"))
+            with open_frame(first) as image:
+                pixels = np.array(to_rgb(image))
         except DECODE_ERRORS as error:
             raise SkippedPairError("unreadable", str(error)) from error
         frame = torch.from_numpy(pixels).permute(2, 0, 1).unsqueeze(0)  # (1, 3, H, W)
