@@ -6,7 +6,8 @@
 
     python scripts/bundle_checkpoint.py --model_name_or_path RUN/ema --dataset CLIPS
 
-The object segment and its confidence are chosen from unlabelled pairs of the clips.
+The object segment and its confidence are chosen from unlabelled pairs of the clips. With `--runs`,
+`provenance.json` tells what the weights were made from.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from amd_hf import DEFAULT_CHECKPOINT, AMDImageProcessor, AMDModel
 from amd_hf.evaluation.object_segment import choose_object_segment, store_object_segment
 from amd_hf.training.arguments import PretrainingArguments
 from amd_hf.training.data_stream import fixed_batches
+from amd_hf.training.provenance import PROVENANCE_FILE, describe_sources, join_provenance
 
 JSON_FILES = ("config.json", "preprocessor_config.json")
 
@@ -40,6 +42,9 @@ def parse_arguments() -> argparse.Namespace:
     add("--short_side", type=int, default=160, help="input size of the image processor in pixels")
     add("--significant_bits", type=int, default=8, help="of the weights; fewer compress better")
     add("--num_pairs", type=int, default=128, help="pairs that the object segment is chosen from")
+    add("--runs", nargs="+", default=[], help="all folders that the weights come from, in order")
+    add("--dataset_terms", default="see the source", help="terms of use of the clips")
+    add("--reproduce", default="", help="the command that made it; default: those of the runs")
     return parser.parse_args()
 
 
@@ -101,14 +106,29 @@ def save(model: Any, folder: Path, short_side: int) -> None:
         (folder / "model.safetensors").write_bytes(weights)
 
 
+def provenance(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Returns what the runs tell, and how the weights are stored."""
+    sources = describe_sources(arguments.dataset, arguments.dataset_terms)
+    joined = join_provenance(arguments.runs, sources, arguments.reproduce)
+    bits = arguments.significant_bits
+    joined["training"]["weights"] = "stored as bfloat16" + (
+        f" with kernels rounded to {bits} significant bits" if bits < 8 else ""
+    )
+    return joined
+
+
 def main() -> int:
     """Chooses the object segment and writes the folder; returns the exit code."""
     arguments = parse_arguments()
     try:
+        record = provenance(arguments) if arguments.runs else None
         model = AMDModel.from_pretrained(arguments.model_name_or_path).eval()
         round_weights(model, arguments.significant_bits)
         print(choose(model, arguments))
         save(model, Path(arguments.output_dir), arguments.short_side)
+        if record is not None:
+            text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
+            (Path(arguments.output_dir) / PROVENANCE_FILE).write_text(text, encoding="utf-8")
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -37,6 +37,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--short_side", type=int, default=defaults.short_side, help="input size of the model")
     add("--use_saliency", action="store_true", help="add saliency of the single frame to motion")
     add("--clips_per_shard", type=int, default=defaults.clips_per_shard)
+    add("--key_prefix", default="", help="before names of clips, to join sets of equal names")
     add("--num_workers", type=int, default=0, help="processes; 0: none but this one")
     return parser.parse_args()
 
@@ -49,13 +50,14 @@ def show_progress(done: int, total: int) -> None:
 def main() -> int:
     """Writes the data set; returns the exit code."""
     arguments = parse_arguments()
-    settings = PseudoMaskSettings(
-        arguments.model_name_or_path,
-        arguments.short_side,
-        arguments.use_saliency,
-        arguments.clips_per_shard,
-    )
     try:
+        settings = PseudoMaskSettings(
+            arguments.model_name_or_path,
+            arguments.short_side,
+            arguments.use_saliency,
+            arguments.clips_per_shard,
+            arguments.key_prefix,
+        )
         source = open_source(source_of(arguments.dataset))
         if not isinstance(source, ClipSource):
             raise ValueError(

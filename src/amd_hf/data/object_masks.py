@@ -36,7 +36,7 @@ class ObjectMasks:
         folder: Folder of `*.tar` shards with mask members.
 
     Raises:
-        ValueError: If the folder holds no mask.
+        ValueError: If the folder holds no mask, or two shards hold masks of the same clip.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -50,6 +50,7 @@ class ObjectMasks:
                 key, _, suffix = PurePosixPath(member.name).name.partition(".")
                 match = MASK_SUFFIX.match(suffix)
                 if match is not None:
+                    self._check_is_new(key, int(match[1]), number)
                     self._place[key, int(match[1])] = len(self._offset)
                     self._shard.append(number)
                     self._offset.append(member.offset)
@@ -58,6 +59,16 @@ class ObjectMasks:
             raise ValueError(
                 f"`dataset` {str(folder)!r} holds no object masks (members <key>.m0.png); make "
                 "them with scripts/make_pseudo_masks.py."
+            )
+
+    def _check_is_new(self, key: str, frame: int, number: int) -> None:
+        """Refuses a second mask in another shard: which of the clips it shows cannot be known."""
+        other = self._place.get((key, frame))
+        if other is not None and self._shard[other] != number:
+            names = f"{self.paths[self._shard[other]].name} and {self.paths[number].name}"
+            raise ValueError(
+                f"`dataset` has masks of clip {key!r} in two shards, {names}; make those of one of "
+                "the two sets with scripts/make_pseudo_masks.py --key_prefix."
             )
 
     def __len__(self) -> int:

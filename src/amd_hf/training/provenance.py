@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import shlex
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -63,6 +65,88 @@ def build_provenance(run: PretrainingRun, results: dict[str, Any]) -> dict[str, 
         "weights_license": {"id": args.weights_license},
         "reproduce": reproduce_command(args),
     }
+
+
+def join_provenance(
+    folders: Sequence[str | os.PathLike[str]], sources: list[dict[str, Any]], reproduce: str = ""
+) -> dict[str, Any]:
+    """The entries of `provenance.json` for weights that several runs made one after the other.
+
+    Args:
+        folders: All folders that the weights come from, in order: runs, and models that were made
+            from their weights. Those without a `provenance.json` only count as known.
+        sources: The videos; see `describe_sources`.
+        reproduce: The command that made all of it; else the commands of the runs.
+
+    Returns:
+        Plain values, for JSON. `pretrained_inputs` are those that lie in none of the folders.
+
+    Raises:
+        ValueError: If no folder has a `provenance.json`, or one is damaged.
+    """
+    known = [Path(folder).resolve() for folder in folders]
+    runs = {path: _read_record(path) for path in known if (path / PROVENANCE_FILE).is_file()}
+    if not runs:
+        names = ", ".join(map(str, known))
+        raise ValueError(
+            f"`folders` must hold at least one run with a {PROVENANCE_FILE}, got {names}."
+        )
+    starts = {path: _start_of(record, known) for path, record in runs.items()}
+    outside = [start for start, is_known in starts.values() if not is_known]
+    stages = [_describe_run(path, starts[path][0], runs[path]) for path in runs]
+    last = next(reversed(runs.values()))
+    truths = {record["ground_truth"] for record in runs.values()} - {NONE}
+    kept = ("recipe", "precision", "hardware", "versions")
+    commands = [record["reproduce"] for record in runs.values()]
+    return {
+        "pretrained_inputs": ", ".join(dict.fromkeys(outside)) or NONE,
+        "ground_truth": ", ".join(sorted(truths)) or NONE,
+        "sources": sources,
+        "training": {
+            "configuration": next(iter(runs.values()))["training"]["configuration"],
+            "stages": "; ".join(stages),
+            **{name: last["training"][name] for name in kept},
+        },
+        "weights_license": last["weights_license"],
+        "reproduce": reproduce or "\n".join(commands),
+    }
+
+
+def _start_of(record: dict[str, Any], known: list[Path]) -> tuple[str, bool]:
+    """What a run started from, and whether that is nothing or in one of the known folders."""
+    start = str(record["pretrained_inputs"])
+    if start == NONE:
+        return "scratch", True
+    place = Path(start).resolve()
+    folder = next((one for one in known if place.is_relative_to(one)), None)
+    return (start, False) if folder is None else (str(place.relative_to(folder.parent)), True)
+
+
+def _describe_run(path: Path, start: str, record: dict[str, Any]) -> str:
+    """One run in a few words."""
+    training = record["training"]
+    return (
+        f"{path.name} (from {start}): {training['stages']}, {training['pairs per step']} pairs per "
+        f"step, {training['crops']}, {training['optimizer']}, seed {training['seed']}"
+    )
+
+
+def _read_record(run: Path) -> dict[str, Any]:
+    """What a run wrote about itself.
+
+    Raises:
+        ValueError: If it is not what `build_provenance` gives.
+    """
+    path = run / PROVENANCE_FILE
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        needed = {"pairs per step", "stages", "crops", "optimizer", "seed", "configuration"}
+        is_whole = needed <= record["training"].keys() and "reproduce" in record
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is damaged ({error!r}); run the training again.") from error
+    if not is_whole:
+        raise ValueError(f"{path} is not of a run of scripts/pretrain.py.")
+    return dict(record)
 
 
 def reproduce_command(args: PretrainingArguments) -> str:

@@ -46,12 +46,24 @@ class PseudoMaskSettings:
         short_side: Short side at which the model looks at the frames, in pixels.
         use_saliency: Whether saliency of the single frame is added to motion.
         clips_per_shard: Clips of the source of every shard.
+        key_prefix: Put before the names of the clips, so that the shards of sources whose clips
+            have the same names can lie in one folder; without dots and slashes.
+
+    Raises:
+        ValueError: If the prefix has one.
     """
 
     model_name_or_path: str | None = None
     short_side: int = 160
     use_saliency: bool = False
     clips_per_shard: int = 250
+    key_prefix: str = ""
+
+    def __post_init__(self) -> None:
+        if "." in self.key_prefix or "/" in self.key_prefix:
+            raise ValueError(
+                f"`key_prefix` must hold neither dots nor slashes, got {self.key_prefix!r}."
+            )
 
 
 @dataclass
@@ -175,7 +187,10 @@ def _claim(folder: Path, settings: PseudoMaskSettings, num_clips: int) -> None:
     path = folder / SETTINGS_NAME
     if not path.is_file():
         write_atomically(path, json.dumps(wanted, indent=1).encode())
-    elif (found := json.loads(path.read_text(encoding="utf-8"))) != wanted:
+        return
+    # Folders of earlier versions lack the settings that these did not have.
+    found = asdict(PseudoMaskSettings()) | json.loads(path.read_text(encoding="utf-8"))
+    if found != wanted:
         changed = ", ".join(name for name in wanted if found.get(name) != wanted[name])
         raise ValueError(
             f"`output_dir` {str(folder)!r} was begun with other {changed}; choose another folder "
@@ -214,7 +229,7 @@ def _write_shard(
             if all(mask is None for mask in masks):
                 counts.skip("no_plausible_object")
                 continue
-            key = clip.key.replace("/", "__")
+            key = settings.key_prefix + clip.key.replace("/", "__")
             for frame, (data, mask) in enumerate(zip(encoded, masks, strict=True)):
                 add_member(archive, f"{key}.f{frame}.{_suffix(data)}", data)
                 if mask is not None:
