@@ -1,10 +1,14 @@
 """What moves against the camera: classical flow, dominant motion and their objectives."""
 
+import sys
+
+import numpy as np
 import pytest
 import torch
 
 from amd_hf.adaptation_amd import adapt_to_video
 from amd_hf.data.synthetic_objects import generate_clip
+from amd_hf.evaluation.motion_baseline import dense_flow
 from amd_hf.training import moving_objects
 from amd_hf.training.classical_motion import (
     MovingObject,
@@ -53,6 +57,23 @@ def test_classical_flow_finds_a_shift() -> None:
     flow = classical_flow(image, image.roll((2, 3), dims=(2, 3)))
     middle = flow[0, :, 20:-20, 20:-20].flatten(1).median(dim=1).values
     assert torch.allclose(middle, torch.tensor([3.0, 2.0]), atol=0.3)
+
+
+def test_training_and_evaluation_share_one_flow() -> None:
+    pytest.importorskip("cv2")
+    frames = generate_clip(3, 64, 96, seed=4)[0]
+    frames = np.repeat(frames[..., :1], 3, axis=3)  # of gray frames both make the same gray
+    images = torch.from_numpy(frames).permute(0, 3, 1, 2).float() / 255
+    flows = classical_flow(images[:-1], images[1:])
+    assert flows.abs().max() > 0.5
+    for flow, first, second in zip(flows, frames[:-1], frames[1:], strict=True):
+        assert torch.equal(flow, torch.from_numpy(dense_flow(first, second)))
+
+
+def test_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    with pytest.raises(ImportError, match=r'pip install "amd-hf\[eval\]"'):
+        classical_flow(torch.rand(1, 3, 32, 32), torch.rand(1, 3, 32, 32))
 
 
 def test_classical_flow_names_differing_shapes() -> None:

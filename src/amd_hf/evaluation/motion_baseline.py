@@ -3,6 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
+from amd_hf.dis_flow import dis_flow, import_opencv
 from amd_hf.metrics._arrays import FloatArray
 
 NUM_ROUNDS = 10
@@ -12,7 +13,7 @@ SMALLEST_SCALE = 0.1  # pixels
 
 
 def dense_flow(first: NDArray[np.uint8], second: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Dense inverse search (DIS) flow from OpenCV.
+    """The flow of `dis_flow` between two RGB frames.
 
     Args:
         first: RGB frame of shape (H, W, 3), uint8, at least 16 pixels high and wide.
@@ -23,20 +24,10 @@ def dense_flow(first: NDArray[np.uint8], second: NDArray[np.uint8]) -> NDArray[n
 
     Raises:
         ImportError: If OpenCV is not installed.
-
-    Source: Kroeger et al., Fast optical flow using dense inverse search, ECCV 2016.
     """
-    try:
-        import cv2
-    except ImportError as error:
-        raise ImportError(
-            'The motion baseline needs OpenCV; install it with pip install "amd-hf[eval]".'
-        ) from error
+    cv2 = import_opencv()
     grays = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in (first, second)]
-    estimator = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
-    start = np.zeros((*grays[0].shape, 2), dtype=np.float32)
-    flow = estimator.calc(grays[0], grays[1], start)
-    return np.moveaxis(np.asarray(flow, dtype=np.float32), -1, 0)
+    return dis_flow(grays[:1], grays[1:])[0]
 
 
 def dominant_motion(flow: NDArray[np.float32]) -> FloatArray:
