@@ -6,9 +6,12 @@ import sys
 import zlib
 from pathlib import Path
 
+import pytest
 import torch
 
 from amd_hf import AMDConfig, AMDImageProcessor, AMDModel
+from amd_hf.hub import read_provenance
+from amd_hf.training.provenance import join_provenance
 
 
 def _run(repository: Path, *words: str) -> subprocess.CompletedProcess[str]:
@@ -86,3 +89,81 @@ def test_missing_model_is_named(repository: Path, tmp_path: Path) -> None:
     assert done.returncode == 2
     assert "none" in done.stderr
     assert not (tmp_path / "out").exists()
+
+
+def _write_run(folder: Path, start: str = "none", **changes: object) -> str:
+    """Writes what a run of scripts/pretrain.py leaves about itself."""
+    training = {
+        **{"recipe": "small", "configuration": "tiny", "stages": "segment_flow to step 5"},
+        **{"pairs per step": "4", "crops": "64 pixels", "optimizer": "adamw", "seed": "0"},
+        **{"precision": "no", "hardware": "1 x cpu", "versions": "torch 2"},
+    }
+    record = {
+        **{"pretrained_inputs": start, "ground_truth": "none", "sources": []},
+        **{"training": training, "weights_license": {"id": "mit"}},
+        **{"reproduce": f"run {folder.name}", **changes},
+    }
+    folder.mkdir()
+    (folder / "provenance.json").write_text(json.dumps(record))
+    return str(folder)
+
+
+def test_provenance_follows_the_runs(repository: Path, tmp_path: Path) -> None:
+    first = _write_run(tmp_path / "first")
+    (tmp_path / "joined").mkdir()
+    second = _write_run(tmp_path / "second", str(tmp_path / "joined"))
+    AMDModel(AMDConfig.tiny()).save_pretrained(tmp_path / "second" / "ema")
+    done = _run(
+        repository,
+        *("--model_name_or_path", f"{second}/ema", "--dataset", "generated:16"),
+        *("--output_dir", str(tmp_path / "out"), "--num_pairs", "8", "--significant_bits", "5"),
+        *("--runs", first, str(tmp_path / "joined"), second, "--dataset_terms", "ours"),
+    )
+    assert done.returncode == 0, done.stderr
+    provenance = read_provenance(tmp_path / "out")
+    assert provenance["pretrained_inputs"] == "none"
+    assert provenance["sources"] == [
+        {"name": "generated:16", "videos": 16, "clips": 16, "terms": "ours"}
+    ]
+    stages = provenance["training"]["stages"].split("; ")
+    assert [stage.split(":")[0] for stage in stages] == [
+        "first (from scratch)",
+        "second (from joined)",
+    ]
+    assert "5 significant bits" in provenance["training"]["weights"]
+    assert provenance["weights_license"] == {"id": "mit"}
+    assert provenance["reproduce"] == "run first\nrun second"
+
+
+def test_weights_from_elsewhere_are_named(tmp_path: Path) -> None:
+    """Only what lies in the given folders counts as made by these runs."""
+    outside = str(tmp_path / "first_of_others" / "ema")
+    runs = [
+        _write_run(tmp_path / "first", outside),
+        _write_run(tmp_path / "second", str(tmp_path / "first" / "step_2" / "ema")),
+        _write_run(tmp_path / "third", "org/model", ground_truth="some masks"),
+    ]
+    joined = join_provenance(runs, [], "make all")
+    assert joined["pretrained_inputs"] == f"{outside}, org/model"
+    assert joined["ground_truth"] == "some masks"
+    assert "second (from first/step_2/ema)" in joined["training"]["stages"]
+    assert joined["reproduce"] == "make all"
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("{", "provenance.json is damaged"),
+        ("[]", "provenance.json is damaged"),
+        ('{"reproduce": "x"}', "is not of a run"),
+        ('{"training": {}}', "is not of a run"),
+        (None, "at least one run with a provenance.json"),
+    ],
+)
+def test_runs_that_tell_nothing_are_refused(tmp_path: Path, text: str | None, reason: str) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    if text is not None:
+        (run / "provenance.json").write_text(text)
+    with pytest.raises(ValueError, match=reason):
+        join_provenance([run], [])

@@ -250,6 +250,43 @@ def test_masks_are_cut_like_the_frames(tmp_path: Path) -> None:
     assert crops["has_object_mask"].all()
 
 
+def test_sets_with_equal_names_are_joined_by_a_prefix(tmp_path: Path) -> None:
+    """Without one, the frames of one set would get the masks of the other."""
+    joined = tmp_path / "joined"
+    joined.mkdir()
+    shards = []
+    for number, prefix in enumerate(("", "", "other__")):
+        clips = _folder_of_clips(tmp_path / f"clips_{number}", 1 + number)
+        settings = PseudoMaskSettings(key_prefix=prefix)
+        write_pseudo_masks(open_source(clips), tmp_path / f"masks_{number}", settings)
+        shards.append(
+            (tmp_path / f"masks_{number}" / "shard-00000.tar").rename(joined / f"{number}.tar")
+        )
+    with pytest.raises(ValueError, match=r"masks of clip 'video_0' in two shards, 0.tar and 1.tar"):
+        ObjectMasks(joined)
+    shards[1].unlink()
+    masks = ObjectMasks(joined)
+    assert masks.mask("video_0", 0) is not None
+    assert masks.mask("other__video_0", 0) is not None
+
+
+def test_prefix_that_would_break_names_is_refused() -> None:
+    with pytest.raises(
+        ValueError, match=r"`key_prefix` must hold neither dots nor slashes, got 'a.b'"
+    ):
+        PseudoMaskSettings(key_prefix="a.b")
+
+
+def test_folder_of_a_version_without_prefix_goes_on(tmp_path: Path) -> None:
+    clips = _folder_of_clips(tmp_path / "clips", 1)
+    write_pseudo_masks(open_source(clips), tmp_path / "masks")
+    path = tmp_path / "masks" / "pseudo_masks.json"
+    settings = json.loads(path.read_text())
+    del settings["key_prefix"]
+    path.write_text(json.dumps(settings))
+    assert write_pseudo_masks(open_source(clips), tmp_path / "masks")["clips"] == 1
+
+
 def test_folder_without_masks_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="make_pseudo_masks"):
         ObjectMasks(tmp_path)

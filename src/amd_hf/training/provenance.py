@@ -24,6 +24,18 @@ if TYPE_CHECKING:
 
 PROVENANCE_FILE = "provenance.json"
 NONE = "none"
+# What `join_provenance` reads of the record of a run.
+RECORD_KEYS = {"pretrained_inputs", "ground_truth", "training", "weights_license", "reproduce"}
+LAST_KEYS = ("recipe", "precision", "hardware", "versions")
+TRAINING_KEYS = {
+    "configuration",
+    "stages",
+    "pairs per step",
+    "crops",
+    "optimizer",
+    "seed",
+    *LAST_KEYS,
+}
 
 
 def build_provenance(run: PretrainingRun, results: dict[str, Any]) -> dict[str, Any]:
@@ -96,7 +108,6 @@ def join_provenance(
     stages = [_describe_run(path, starts[path][0], runs[path]) for path in runs]
     last = next(reversed(runs.values()))
     truths = {record["ground_truth"] for record in runs.values()} - {NONE}
-    kept = ("recipe", "precision", "hardware", "versions")
     commands = [record["reproduce"] for record in runs.values()]
     return {
         "pretrained_inputs": ", ".join(dict.fromkeys(outside)) or NONE,
@@ -105,7 +116,7 @@ def join_provenance(
         "training": {
             "configuration": next(iter(runs.values()))["training"]["configuration"],
             "stages": "; ".join(stages),
-            **{name: last["training"][name] for name in kept},
+            **{name: last["training"][name] for name in LAST_KEYS},
         },
         "weights_license": last["weights_license"],
         "reproduce": reproduce or "\n".join(commands),
@@ -140,8 +151,7 @@ def _read_record(run: Path) -> dict[str, Any]:
     path = run / PROVENANCE_FILE
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-        needed = {"pairs per step", "stages", "crops", "optimizer", "seed", "configuration"}
-        is_whole = needed <= record["training"].keys() and "reproduce" in record
+        is_whole = RECORD_KEYS <= record.keys() and TRAINING_KEYS <= record["training"].keys()
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is damaged ({error!r}); run the training again.") from error
     if not is_whole:
