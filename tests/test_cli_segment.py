@@ -42,16 +42,20 @@ def test_image(segment: Any, tmp_path: Path) -> None:
     assert "photo.jpg -> out/photo_mask.png" in lines[0]
 
 
-def test_mask_is_that_of_the_pipeline(segment: Any, tmp_path: Path, checkpoint: str) -> None:
+@pytest.mark.parametrize("refine", [None, "guided-filter"])
+def test_mask_is_that_of_the_pipeline(
+    segment: Any, tmp_path: Path, checkpoint: str, refine: str | None
+) -> None:
     from transformers import pipeline
 
     from amd_hf.pipeline_amd import TASK
 
     picture().save(tmp_path / "photo.png")
-    segment("photo.png", "--threshold", "0.15", "--object-segment", "1")
+    options = [] if refine is None else ["--refine", refine]
+    segment("photo.png", "--threshold", "0.15", "--object-segment", "1", *options)
     task: Any = TASK
     pipe = pipeline(task, model=checkpoint, device="cpu")
-    expected = pipe(picture(), threshold=0.15, object_segment=1)[0]["mask"]
+    expected = pipe(picture(), threshold=0.15, object_segment=1, refine=refine)[0]["mask"]
     assert np.array_equal(read_mask("out/photo_mask.png"), expected)
 
 

@@ -13,11 +13,13 @@ from transformers.pipelines import PIPELINE_REGISTRY
 from transformers.utils import ModelOutput
 
 from .adaptation_amd import AdaptationResult, adapt_to_video, adaptation_scale
+from .guided_filter_amd import guided_filter
 from .image_io_amd import read_image
 from .image_processing_amd import resize_masks
 from .video_amd import FrameStream, is_video
 
 TASK = "zero-shot-object-segmentation"
+GUIDED_FILTER = "guided-filter"
 
 
 class ZeroShotObjectSegmentationPipeline(Pipeline):
@@ -97,8 +99,8 @@ class ZeroShotObjectSegmentationPipeline(Pipeline):
             adapt_settings: Further arguments of `adapt_to_video`, such as `time_limit`.
             kwargs: `threshold` (probability in [0, 1) above which a pixel is object, default 0.5),
                 `return_segments` (default False), `object_segment` (default
-                `model.config.object_segment`), `timeout` in seconds for addresses, `batch_size`
-                and `num_workers`.
+                `model.config.object_segment`), `refine` ("guided-filter": mask edges follow those
+                of the image), `timeout` in seconds for addresses, `batch_size` and `num_workers`.
 
         Returns:
             For an image a list of entries. For a list, a list of what its elements give. For a
@@ -185,6 +187,7 @@ class ZeroShotObjectSegmentationPipeline(Pipeline):
         threshold: float | None = None,
         return_segments: bool | None = None,
         object_segment: int | None = None,
+        refine: str | None = None,
         timeout: float | None = None,
         local_files_only: bool | None = None,  # transformers.pipeline leaves it in
         **unknown: Any,
@@ -192,8 +195,10 @@ class ZeroShotObjectSegmentationPipeline(Pipeline):
         if unknown:
             raise TypeError(
                 f"Unknown arguments {sorted(unknown)} of the task `{TASK}`; it takes threshold, "
-                "return_segments, object_segment, timeout, adapt_steps and adapt_settings."
+                "return_segments, object_segment, refine, timeout, adapt_steps and adapt_settings."
             )
+        if refine not in (None, GUIDED_FILTER):
+            raise ValueError(f"`refine` must be {GUIDED_FILTER!r} or None, got {refine!r}.")
         if threshold is not None and not 0 <= threshold < 1:
             raise ValueError(f"`threshold` must lie in [0, 1), got {threshold}.")
         num_segments = getattr(self.model.config, "num_segments", 0)
@@ -201,7 +206,7 @@ class ZeroShotObjectSegmentationPipeline(Pipeline):
             raise ValueError(
                 f"`object_segment` must lie in 0..{num_segments - 1}, got {object_segment}."
             )
-        preprocess = {"timeout": timeout}
+        preprocess = {"timeout": timeout, "refine": refine}
         postprocess = {
             "threshold": threshold,
             "return_segments": return_segments,
@@ -213,14 +218,22 @@ class ZeroShotObjectSegmentationPipeline(Pipeline):
         )
 
     def preprocess(  # type: ignore[override]
-        self, input_: Any, timeout: float | None = 30.0
+        self, input_: Any, timeout: float | None = 30.0, refine: str | None = None
     ) -> dict[str, Any]:
-        """Reads one image; pixels and size travel in lists, so that sizes may mix in a batch."""
+        """Reads one image; pixels and size travel in lists, so that sizes may mix in a batch.
+
+        The image itself travels along where its edges are asked for.
+        """
         processor: Any = self.image_processor
         rgb = read_image(input_, max_pixels=processor.max_pixels, timeout=timeout)
         features = processor(rgb, return_tensors="pt", input_data_format="channels_last")
         pixel_values = features["pixel_values"][0].to(self.model.dtype)
-        return {"pixel_values": [pixel_values], "target_size": [rgb.shape[:2]]}
+        guide = None if refine is None else Image.fromarray(rgb)
+        return {
+            "pixel_values": [pixel_values],
+            "target_size": [rgb.shape[:2]],
+            "guide": [guide],
+        }
 
     def _forward(self, input_tensors: dict[str, Any], **kwargs: Any) -> ModelOutput:
         """Segment masks of a batch; images of one size run together."""
@@ -235,7 +248,11 @@ class ZeroShotObjectSegmentationPipeline(Pipeline):
                 outputs = self.model(pixel_values=batch)
                 for index, mask in zip(indices, outputs.segment_masks.float(), strict=True):
                     masks[index] = mask
-        return ModelOutput(segment_masks=masks, target_size=_flatten(input_tensors["target_size"]))
+        return ModelOutput(
+            segment_masks=masks,
+            target_size=_flatten(input_tensors["target_size"]),
+            guide=_flatten(input_tensors["guide"]),
+        )
 
     def postprocess(  # type: ignore[override]
         self,
@@ -245,14 +262,17 @@ class ZeroShotObjectSegmentationPipeline(Pipeline):
         object_segment: int | None = None,
     ) -> list[dict[str, Any]]:
         """Entries of one image, as the class describes them."""
-        masks, size = model_outputs["segment_masks"], model_outputs["target_size"]
+        masks, size, guide = (model_outputs[k] for k in ("segment_masks", "target_size", "guide"))
         if isinstance(masks, list):  # a single image, not taken out of a batch
-            masks, size = masks[0][None], size[0]
+            masks, size, guide = masks[0][None], size[0], guide[0]
         is_object = self.model.config.object_segment if object_segment is None else object_segment
         indices = range(masks.shape[1]) if return_segments else [is_object]
-        soft_masks = resize_masks(masks[:, list(indices)], [size])[0].numpy()
+        soft_masks = resize_masks(masks[:, list(indices)], [size])[0]
+        if guide is not None:
+            pixels = torch.from_numpy(np.array(guide)).permute(2, 0, 1)
+            soft_masks = guided_filter(pixels.float() / 255, soft_masks)
         entries = []
-        for index, soft_mask in zip(indices, soft_masks, strict=True):
+        for index, soft_mask in zip(indices, soft_masks.numpy(), strict=True):
             entry = describe_mask(soft_mask, threshold)
             entry["label"] = f"segment_{index}" if return_segments else "object"
             if return_segments:

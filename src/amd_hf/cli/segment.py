@@ -361,9 +361,10 @@ def _frames(job: Job, console: Console | None) -> Iterator[tuple[str, np.ndarray
         yield f"{path.stem if stems.count(path.stem) == 1 else path.name}.png", frame
 
 
-def _segment(args: argparse.Namespace) -> dict[str, int]:
-    """The `object_segment` argument of the pipeline, where it was given."""
-    return {} if args.object_segment is None else {"object_segment": args.object_segment}
+def _segment(args: argparse.Namespace) -> dict[str, Any]:
+    """The arguments of the pipeline that say what to read and how, where they were given."""
+    given = {"object_segment": args.object_segment, "refine": args.refine}
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def _naming(source: str, reason: str) -> str:

@@ -40,6 +40,9 @@ def add_segment_options(parser: argparse.ArgumentParser) -> None:
         "--object-segment", type=_count, metavar="K", help="segment to read; that of the model"
     )
     parser.add_argument(
+        "--refine", choices=("guided-filter",), help="let mask edges follow those of the image"
+    )
+    parser.add_argument(
         "--fps", type=_positive, metavar="F", help="frame rate of overlays; the video's, or 24"
     )
     parser.add_argument(
