@@ -151,7 +151,7 @@ def _read_record(run: Path) -> dict[str, Any]:
     path = run / PROVENANCE_FILE
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-        is_whole = RECORD_KEYS <= record.keys() and TRAINING_KEYS <= record["training"].keys()
+        is_whole = record.keys() >= RECORD_KEYS and record["training"].keys() >= TRAINING_KEYS
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is damaged ({error!r}); run the training again.") from error
     if not is_whole:
