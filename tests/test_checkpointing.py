@@ -27,8 +27,8 @@ from amd_hf.training.checkpointing import (
     remove_leftovers,
     save_state,
     verify_checkpoint,
-    write_atomically,
     write_checkpoint,
+    write_text_atomically,
 )
 
 
@@ -174,8 +174,8 @@ def test_states_hold_no_code(tmp_path: Path) -> None:
 
 def test_atomic_text(tmp_path: Path) -> None:
     path = tmp_path / "log.jsonl"
-    write_atomically(path, "old")
-    write_atomically(path, "new")
+    write_text_atomically(path, "old")
+    write_text_atomically(path, "new")
     assert path.read_text() == "new"
     assert [entry.name for entry in tmp_path.iterdir()] == ["log.jsonl"]
 

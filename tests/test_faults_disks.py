@@ -17,9 +17,14 @@ from scripts import pack_youtube_vos
 
 from amd_hf.cli.main import main as amd_hf_main
 from amd_hf.hub import export
-from amd_hf.training.checkpointing import CheckpointError, list_checkpoints, verify_checkpoint
+from amd_hf.training.checkpointing import (
+    CheckpointError,
+    list_checkpoints,
+    verify_checkpoint,
+    write_text_atomically,
+)
 from amd_hf.training.pretraining import PretrainingRun, pretrain
-from amd_hf.whole_files import folder_written_aside, written_aside
+from amd_hf.whole_files import folder_written_aside, write_atomically, written_aside
 
 from .evaluation_data import write_davis
 from .faults.disturbed_runs import assert_same_run, resumed, whole  # noqa: F401 (fixtures)
@@ -138,6 +143,19 @@ def test_files_and_folders_are_whole_or_absent(tmp_path: Path) -> None:
         partial.write_text("whole")
         (partial_folder / "a").write_text("whole")
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["a", "file", "folder"]
+
+
+def test_a_rewritten_file_keeps_its_content_on_a_full_disk(tmp_path: Path) -> None:
+    file = tmp_path / "index.json"
+    write_atomically(file, b"old")
+    with small_disk(1000), pytest.raises(OSError, match="File too large"):
+        write_atomically(file, bytes(2000))
+    with small_disk(1000), pytest.raises(CheckpointError, match=r"index\.json cannot be written"):
+        write_text_atomically(file, "new" * 1000)
+    assert file.read_bytes() == b"old"
+    write_text_atomically(file, "\udcff grün")  # a name of a file that is no UTF-8
+    assert file.read_bytes() == b"\xff gr\xc3\xbcn"
+    assert [path.name for path in tmp_path.iterdir()] == ["index.json"]
 
 
 def test_a_repository_is_whole_or_absent(

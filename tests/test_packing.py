@@ -20,8 +20,9 @@ from PIL import Image
 
 from amd_hf.data import frame_pairs
 from amd_hf.data.frame_pairs import open_source
-from amd_hf.data.packing import pack_clips
+from amd_hf.data.packing import INDEX_NAME, pack_clips
 from amd_hf.data.packing_clips import PackingSettings, plan_windows
+from amd_hf.whole_files import PARTIAL_PREFIX
 from tests.video_trees import SIZE, write_video_file, write_videos
 
 
@@ -205,6 +206,17 @@ def test_other_settings_are_refused(tmp_path: Path) -> None:
     (tmp_path / "other" / "x.tar").write_bytes(b"")
     with pytest.raises(ValueError, match="holds other tars; choose an empty folder"):
         pack_clips(source, tmp_path / "other")
+
+
+def test_leftovers_of_killed_processes_are_removed(tmp_path: Path) -> None:
+    root = write_videos(tmp_path / "vos", {"a": 6})
+    folder = tmp_path / "shards"
+    index = pack_clips(open_source(root), folder, PackingSettings(min_difference=0.0))
+    whole = sorted(path.name for path in folder.iterdir())
+    for name in ("shard-00000.tar.partial", f"{PARTIAL_PREFIX}{INDEX_NAME}.77"):
+        (folder / name).write_bytes(b"half")
+    assert pack_clips(open_source(root), folder, PackingSettings(min_difference=0.0)) == index
+    assert sorted(path.name for path in folder.iterdir()) == whole
 
 
 def test_nothing_to_pack(tmp_path: Path) -> None:

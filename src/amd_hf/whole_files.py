@@ -20,6 +20,28 @@ def sync_path(path: Path) -> None:
         os.close(descriptor)
 
 
+def write_atomically(path: Path, data: bytes) -> None:
+    """Writes a small file so that readers see the old or the new content, never a part.
+
+    Several processes may write the same file at once, unlike with `written_aside`.
+
+    Args:
+        path: The file, in a folder that exists.
+        data: Its new content.
+
+    Raises:
+        OSError: If it cannot be written; the old content stays.
+    """
+    partial = path.with_name(f"{PARTIAL_PREFIX}{path.name}.{os.getpid()}")
+    try:
+        partial.write_bytes(data)
+        sync_path(partial)
+        partial.replace(path)
+        sync_path(path.parent)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
 @contextmanager
 def written_aside(path: Path) -> Iterator[Path]:
     """A place to write a file at that gets its own name only when it is whole and on the disk.

@@ -28,11 +28,10 @@ from amd_hf.data.packing_clips import (
     make_part,
     plan_windows,
     report_path,
-    write_atomically,
 )
 from amd_hf.data.ranks import Ranks
 from amd_hf.data.sources import ClipSource
-from amd_hf.whole_files import sync_path
+from amd_hf.whole_files import PARTIAL_PREFIX, sync_path, write_atomically
 
 INDEX_NAME = "index.json"
 SETTINGS_NAME = "packing.json"
@@ -157,8 +156,9 @@ def _claim(
 
 def _remove_leftovers(folder: Path) -> None:
     """Deletes what a killed run left half written, and the parts of a finished one."""
-    for path in folder.glob(f"*{PARTIAL_SUFFIX}"):
-        path.unlink(missing_ok=True)
+    for pattern in (f"*{PARTIAL_SUFFIX}", f"{PARTIAL_PREFIX}*"):
+        for path in folder.glob(pattern):
+            path.unlink(missing_ok=True)
     if (folder / INDEX_NAME).is_file():
         shutil.rmtree(folder / PARTS_FOLDER, ignore_errors=True)
 

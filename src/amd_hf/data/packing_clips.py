@@ -21,7 +21,7 @@ from amd_hf.data.encoding import encode_jpeg, shrink
 from amd_hf.data.frame_arrays import open_frame
 from amd_hf.data.sources import Clip, ClipSource
 from amd_hf.image_io_amd import DECODE_ERRORS, to_rgb
-from amd_hf.whole_files import sync_path
+from amd_hf.whole_files import sync_path, write_atomically
 
 # Frames of this many windows are held in memory at once.
 WINDOWS_PER_READ = 8
@@ -227,13 +227,3 @@ def add_member(archive: tarfile.TarFile, name: str, data: bytes) -> None:
     info = tarfile.TarInfo(name)
     info.size = len(data)
     archive.addfile(info, io.BytesIO(data))
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Writes a file under another name and renames it when it is on the disk."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    with partial.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)

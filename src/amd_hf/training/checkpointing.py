@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from amd_hf.whole_files import PARTIAL_PREFIX, sync_path
+from amd_hf.whole_files import PARTIAL_PREFIX, sync_path, write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -57,18 +57,14 @@ def file_digest(path: Path) -> str:
     return digest.hexdigest()
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Writes a text file so that readers see the old or the new content, never a part.
+def write_text_atomically(path: Path, text: str) -> None:
+    """Writes a text file of a run by `write_atomically`.
 
     Raises:
         CheckpointError: If it cannot be written; the old content stays.
     """
-    partial = path.with_name(f"{PARTIAL_PREFIX}{path.name}")
     try:
-        partial.write_text(text, encoding="utf-8", errors="surrogateescape")
-        sync_path(partial)
-        partial.replace(path)
-        sync_path(path.parent)
+        write_atomically(path, text.encode(errors="surrogateescape"))
     except OSError as error:
         raise CheckpointError(
             f"{path} cannot be written: {error}; free space and run again with "

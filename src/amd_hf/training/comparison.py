@@ -18,7 +18,7 @@ from typing import Any
 from transformers import AutoConfig, ResNetConfig
 
 from amd_hf.configuration_amd import AMDConfig
-from amd_hf.training.checkpointing import list_checkpoints, write_atomically
+from amd_hf.training.checkpointing import list_checkpoints, write_text_atomically
 from amd_hf.training.finetuning_arguments import FinetuningArguments
 from amd_hf.training.finetuning_results import RESULTS_FILE
 from amd_hf.training.finetuning_start import amd_config_of_resnet
@@ -310,7 +310,7 @@ def compare(args: ComparisonArguments) -> dict[str, Any]:
         finished[start.name, seed] = results
     report = {"end": end, **summarize(args, finished)}
     if finished and PartialState().is_main_process:
-        write_atomically(output_dir / COMPARISON_FILE, json.dumps(report, indent=1))
+        write_text_atomically(output_dir / COMPARISON_FILE, json.dumps(report, indent=1))
         write_report(args, report)
     return report
 

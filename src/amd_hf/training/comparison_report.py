@@ -13,7 +13,7 @@ import torch
 
 from amd_hf.image_processing_amd import AMDImageProcessor
 from amd_hf.modeling_amd import AMDForSemanticSegmentation
-from amd_hf.training.checkpointing import write_atomically
+from amd_hf.training.checkpointing import write_text_atomically
 from amd_hf.training.finetuning_data import open_semantic_data
 from amd_hf.training.finetuning_results import color_labels, spread_indices
 from amd_hf.training.trackers import LOG_FILE
@@ -36,9 +36,9 @@ def write_report(args: ComparisonArguments, report: dict[str, Any]) -> None:
         report: Result of `summarize`.
     """
     folder = Path(args.options.output_dir)
-    write_atomically(folder / "comparison.md", format_table(report))
+    write_text_atomically(folder / "comparison.md", format_table(report))
     curves = {start.name: read_curves(args, start.name) for start in args.starts}
-    write_atomically(folder / "curves.svg", draw_curves(curves))
+    write_text_atomically(folder / "curves.svg", draw_curves(curves))
     sheet = draw_starts(args)
     if sheet is not None:
         sheet.save(folder / "predictions.png")

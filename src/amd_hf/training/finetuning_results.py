@@ -23,7 +23,7 @@ from amd_hf.training.checkpointing import (
     WRITE_ERRORS,
     commit_checkpoint,
     sync_path,
-    write_atomically,
+    write_text_atomically,
 )
 from amd_hf.training.finetuning_arguments import FinetuningArguments
 from amd_hf.training.finetuning_data import MAX_ASPECT, SemanticData
@@ -225,7 +225,9 @@ class BestWeights:
 
 def write_results(output_dir: str | Path, results: dict[str, Any]) -> None:
     """Writes `all_results.json`; a class that never occurs has the IoU null."""
-    write_atomically(Path(output_dir) / RESULTS_FILE, json.dumps(_without_nan(results), indent=1))
+    write_text_atomically(
+        Path(output_dir) / RESULTS_FILE, json.dumps(_without_nan(results), indent=1)
+    )
 
 
 def _without_nan(value: Any) -> Any:

@@ -15,7 +15,7 @@ from amd_hf.evaluation.object_segment import choose_object_segment, store_object
 from amd_hf.image_processing_amd import AMDImageProcessor
 from amd_hf.modeling_amd import AMDModel
 from amd_hf.training.arguments import PretrainingArguments
-from amd_hf.training.checkpointing import save_final, write_atomically
+from amd_hf.training.checkpointing import save_final, write_text_atomically
 from amd_hf.training.data_stream import build_transform, fixed_batches
 from amd_hf.training.interrupts import RunError
 from amd_hf.training.provenance import PROVENANCE_FILE, build_provenance
@@ -59,10 +59,10 @@ def finish_run(run: PretrainingRun, results: dict[str, Any]) -> dict[str, Any]:
             processor = final_processor(run.args, model.config)
             save_final(model, processor, output_dir / folder)
         provenance = json.dumps(build_provenance(run, results), indent=1)
-        write_atomically(output_dir / PROVENANCE_FILE, provenance)
+        write_text_atomically(output_dir / PROVENANCE_FILE, provenance)
         logger.info("Wrote the final weights to %s.", output_dir)
         results |= _report_speed(run, results)
-        write_atomically(output_dir / RESULTS_FILE, json.dumps(results, indent=1))
+        write_text_atomically(output_dir / RESULTS_FILE, json.dumps(results, indent=1))
         if run.args.push_to_hub:
             _push(run)
     run.accelerator.wait_for_everyone()

@@ -18,10 +18,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from amd_hf.data.frame_arrays import open_frame
 from amd_hf.data.object_masks import mask_member_name
-from amd_hf.data.packing_clips import add_member, write_atomically
+from amd_hf.data.packing_clips import add_member
 from amd_hf.data.sources import ClipSource
-from amd_hf.image_io_amd import open_image
+from amd_hf.image_io_amd import DECODE_ERRORS, open_image, to_rgb
 from amd_hf.modeling_amd import AMDModel
 from amd_hf.training.pseudo_masks import (
     background_saliency,
@@ -31,10 +32,10 @@ from amd_hf.training.pseudo_masks import (
     pseudo_mask,
     refine_by_color,
 )
+from amd_hf.whole_files import write_atomically
 
 INDEX_NAME = "index.json"
 SETTINGS_NAME = "pseudo_masks.json"
-DECODE_ERRORS = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
 
 @dataclass(frozen=True)
@@ -265,9 +266,9 @@ def _decode(encoded: list[bytes]) -> Tensor:
     """Returns frames (T, 3, H, W) in [0, 1].
 
     Raises:
-        ValueError: If the frames differ in size.
+        ValueError: If the frames differ in size; on damaged ones others of `DECODE_ERRORS`.
     """
-    images = [np.array(open_image(io.BytesIO(data)).convert("RGB")) for data in encoded]
+    images = [np.array(to_rgb(open_frame(data))) for data in encoded]
     return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 255.0
 
 

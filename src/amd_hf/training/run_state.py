@@ -32,8 +32,8 @@ from amd_hf.training.checkpointing import (
     remove_leftovers,
     save_state,
     verify_checkpoint,
-    write_atomically,
     write_checkpoint,
+    write_text_atomically,
 )
 from amd_hf.training.same_run import check_same_run, config_fields, versions
 from amd_hf.training.setup import random_state, set_random_state
@@ -285,7 +285,7 @@ class RunState:
         lines = self._samples_path.read_text(**TEXT).splitlines()
         seen = [line for line in lines if "\t" in line]
         kept = [line for line in seen if int(line.split("\t")[0]) < self.run.progress.step]
-        write_atomically(self._samples_path, "".join(f"{line}\n" for line in kept))
+        write_text_atomically(self._samples_path, "".join(f"{line}\n" for line in kept))
 
 
 def save_weights(model: Any, folder: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from amd_hf.training.checkpointing import write_atomically
+from amd_hf.training.checkpointing import write_text_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ class RunLog:
         kept = [
             line for line in self.path.read_text(encoding="utf-8").splitlines() if is_kept(line)
         ]
-        write_atomically(self.path, "".join(f"{line}\n" for line in kept))
+        write_text_atomically(self.path, "".join(f"{line}\n" for line in kept))
 
     def metrics(self, step: int, values: Mapping[str, float], split: str = "train") -> None:
         """Reports values after `step` optimizer steps, to all places and the console."""
