@@ -12,8 +12,8 @@ from amd_hf.segment_flow_amd import (
     AMDReadout,
     AMDSegmentFlow,
     compose_flow,
+    masks_of_level,
     pool_features,
-    resize_masks,
 )
 from amd_hf.warping_amd import backward_warp
 
@@ -113,8 +113,10 @@ class TestComposition:
 def test_masks_are_resized_with_aligned_corners() -> None:
     masks = random_masks(1, 3, 4, 5)
     expected = torch.from_numpy(references.resize_bilinear(masks.numpy(), (7, 3)))
-    torch.testing.assert_close(resize_masks(masks, (7, 3)), expected, rtol=0, atol=ATOL)
-    torch.testing.assert_close(resize_masks(masks, (9, 9)).sum(dim=1), torch.ones(1, 9, 9).double())
+    torch.testing.assert_close(masks_of_level(masks, (7, 3)), expected, rtol=0, atol=ATOL)
+    torch.testing.assert_close(
+        masks_of_level(masks, (9, 9)).sum(dim=1), torch.ones(1, 9, 9).double()
+    )
 
 
 @pytest.fixture

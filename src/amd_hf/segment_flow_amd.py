@@ -14,8 +14,8 @@ from .motion_amd import AMDMotionPathway
 from .warping_amd import full_precision
 
 
-def resize_masks(masks: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resizes masks (B, K, h, w) to `size`, bilinear with align_corners=True.
+def masks_of_level(masks: Tensor, size: tuple[int, int]) -> Tensor:
+    """Masks (B, K, h, w) at the `size` of a level: bilinear, align_corners=True.
 
     Source: released code (masks are resized to every level after the softmax).
     """
@@ -145,7 +145,7 @@ class AMDSegmentFlow(nn.Module):
                 dense = self._read_pixels(features)
                 pixel_flow = dense if pixel_flow is None else pixel_flow + dense
             if masks is not None:
-                level_masks = resize_masks(full_precision(masks), size)
+                level_masks = masks_of_level(full_precision(masks), size)
                 residual = self._read_segments(features, level_masks)
                 motion = residual if motion is None else 2.0 * motion + residual
                 flow = compose_flow(level_masks, motion)
@@ -183,6 +183,6 @@ __all__ = [
     "AMDSegmentFlow",
     "SegmentFlow",
     "compose_flow",
+    "masks_of_level",
     "pool_features",
-    "resize_masks",
 ]
