@@ -21,6 +21,7 @@ import torch
 import amd_hf
 from amd_hf import AMDImageProcessor, AMDModel
 from amd_hf.hub import deployment
+from amd_hf.hub.deployment_measures import score_segmenters, time_segmenter
 from amd_hf.image_io_amd import IMAGE_SUFFIXES, read_image
 
 FORMATS = ("onnx", "int8", "int8-dynamic", "program")
@@ -101,14 +102,14 @@ def measured(
         for name, segmenter in segmenters.items():
             masks = segmenter(pixel_values=images).segment_masks
             results[name] = {
-                "milliseconds": 1e3 * deployment.time_segmenter(segmenter, images, args.rounds),
+                "milliseconds": 1e3 * time_segmenter(segmenter, images, args.rounds),
                 "largest_difference": float((masks - expected).abs().max()),
             }
             if name in files:
                 results[name]["file"] = str(files[name])
                 results[name]["megabytes"] = files[name].stat().st_size / 1e6
     if args.benchmark:
-        scores = deployment.score_segmenters(
+        scores = score_segmenters(
             segmenters, processor, args.benchmark, args.data, sequences=args.sequences
         )
         for name, score in scores.items():

@@ -13,6 +13,7 @@ from scripts import export_model
 
 from amd_hf import AMDConfig, AMDImageProcessor, AMDModel, AMDModelOutput
 from amd_hf.hub import deployment
+from amd_hf.hub.deployment_measures import score_segmenters
 from amd_hf.metrics.region import region_similarity
 
 from .evaluation_data import square, write_davis
@@ -137,7 +138,7 @@ def test_score_is_the_region_similarity(tmp_path: Path) -> None:
     data = write_davis(tmp_path, num_frames=2)
     processor = AMDImageProcessor(size={"shortest_edge": 48})
     found = {"all": PerfectSegmenter(finds=True), "none": PerfectSegmenter(finds=False)}
-    scores = deployment.score_segmenters(found, processor, "davis2016", data)
+    scores = score_segmenters(found, processor, "davis2016", data)
     assert scores["all"] > 0.9
     assert scores["none"] == region_similarity(square(8) & False, square(8)) == 0.0
 

@@ -2,17 +2,15 @@
 
 Only the appearance pathway is exported: normalized image in, segment logits and masks out. The
 float32 exports are compared with the PyTorch model before they get their names; int8 ones differ
-from it, and `score_segmenters` tells what that costs.
+from it, and `hub.deployment_measures` tells what that costs.
 """
 
 from __future__ import annotations
 
 import io
 import logging
-import statistics
-import time
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from amd_hf import AMDImageProcessor, AMDModel, AMDModelOutput
+from amd_hf import AMDModel, AMDModelOutput
 from amd_hf.whole_files import written_aside
 
 INPUT_NAME = "pixel_values"
@@ -254,64 +252,6 @@ def check_parity(model: AMDModel, exported: Any, atol: float = PARITY_ATOL) -> f
             f"{atol:g}; export the model in float32."
         )
     return worst
-
-
-def time_segmenter(segmenter: Any, pixel_values: Tensor, rounds: int = 5) -> float:
-    """Returns the median seconds of `segmenter(pixel_values=...)` after one warm-up."""
-    seconds = []
-    with torch.inference_mode():
-        for _ in range(rounds + 1):
-            begin = time.perf_counter()
-            segmenter(pixel_values=pixel_values)
-            seconds.append(time.perf_counter() - begin)
-    return statistics.median(seconds[1:])
-
-
-def score_segmenters(
-    segmenters: Mapping[str, Any],
-    processor: AMDImageProcessor,
-    benchmark: str,
-    data: str | Path,
-    sequences: Sequence[str] | None = None,
-) -> dict[str, float]:
-    """Returns the mean region similarity J of each segmenter on a benchmark of object masks.
-
-    Per frame, without adaptation, with the object segment of the processor; means over the frames
-    of a sequence, then over sequences.
-
-    Args:
-        segmenters: Map `pixel_values` to an output of `AMDModel`, by name.
-        processor: Prepares the frames and makes the masks.
-        benchmark: Name of the benchmark.
-        data: Its folder.
-        sequences: Sequences to keep; None keeps all.
-
-    Raises:
-        ValueError: If the benchmark is unknown or not found, or has no object masks.
-    """
-    from amd_hf.data.annotations import read_frame, read_reference
-    from amd_hf.data.benchmarks import open_benchmark
-    from amd_hf.metrics.region import region_similarity
-
-    found = open_benchmark(benchmark, data, sequences=sequences)
-    if found.kind == "semantic":
-        raise ValueError(f"`benchmark` must have object masks, got {benchmark} with classes.")
-    means: dict[str, list[float]] = {name: [] for name in segmenters}
-    for sequence in found.sequences:
-        values: dict[str, list[float]] = {name: [] for name in segmenters}
-        for frame in sequence.annotated:
-            reference = read_reference(frame)
-            image = read_frame(frame.image)
-            inputs = processor(image, return_tensors="pt")["pixel_values"]
-            for name, segmenter in segmenters.items():
-                with torch.inference_mode():
-                    output = segmenter(pixel_values=inputs)
-                (mask,) = processor.post_process_object_segmentation(output, [reference.shape])
-                values[name].append(region_similarity(mask.numpy(), reference))
-        for name, per_frame in values.items():
-            if per_frame:
-                means[name].append(statistics.fmean(per_frame))
-    return {name: statistics.fmean(per_sequence) for name, per_sequence in means.items()}
 
 
 class _CalibrationReader:
