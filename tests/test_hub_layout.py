@@ -18,6 +18,7 @@ LEVELS = {
     "configuration_amd": 0,
     "warping_amd": 0,
     "loss_amd": 0,
+    "guided_filter_amd": 0,
     "image_io_amd": 0,
     "video_amd": 1,
     "appearance_amd": 1,
