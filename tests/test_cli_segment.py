@@ -13,8 +13,10 @@ from typing import Any
 import av
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from amd_hf import AMDModel
 from amd_hf.cli.inputs import Job, name_outputs, plan_jobs
 from amd_hf.cli.main import build_parser, main
 from amd_hf.cli.progress import Console
@@ -40,6 +42,29 @@ def test_image(segment: Any, tmp_path: Path) -> None:
         assert (overlay.mode, overlay.size) == ("RGB", (40, 30))
     assert len(lines) == 1
     assert "photo.jpg -> out/photo_mask.png" in lines[0]
+
+
+def test_size_of_the_models_input(
+    segment: Any, tmp_path: Path, checkpoint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[torch.Size] = []
+    forward = AMDModel.forward
+
+    def watched(self: AMDModel, pixel_values: torch.Tensor, **kwargs: Any) -> Any:
+        sizes.append(pixel_values.shape[-2:])
+        return forward(self, pixel_values, **kwargs)
+
+    monkeypatch.setattr(AMDModel, "forward", watched)
+    picture().save(tmp_path / "photo.png")
+    assert segment("photo.png", "--short-side", "96")[0] == 0
+    assert sizes.pop() == (96, 128)
+    write_clip(tmp_path / "clip.mp4", 3)
+    options = ("--short-side", "96", "--adapt-steps", "1", "--adapt-objective", "segment_flow")
+    assert segment("clip.mp4", *options)[0] == 0
+    assert {min(size) for size in sizes} == {94, 96}  # crops of the adaptation, then whole frames
+    code, _, errors = segment("photo.png", "--short-side", "8")
+    assert code == 2
+    assert "`--short-side` must be at least 32 pixels, got 8." in errors
 
 
 @pytest.mark.parametrize("refine", [None, "guided-filter"])

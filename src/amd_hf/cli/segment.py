@@ -15,6 +15,7 @@ import numpy as np
 import torch
 import transformers
 from PIL import Image
+from transformers.image_utils import SizeDict
 
 from amd_hf.adaptation_amd import adaptation_scale
 from amd_hf.cli.adaptation_objectives import (
@@ -29,7 +30,7 @@ from amd_hf.cli.inputs import Job, plan_jobs
 from amd_hf.cli.progress import Console
 from amd_hf.cli.segment_options import add_segment_options
 from amd_hf.data.ranks import Ranks
-from amd_hf.image_io_amd import read_image
+from amd_hf.image_io_amd import MIN_SIDE, read_image
 from amd_hf.pipeline_amd import TASK
 from amd_hf.video_amd import FrameStream, VideoWriter
 from amd_hf.visualization import overlay_object
@@ -96,7 +97,7 @@ def _segment_together(
     try:
         best = "cuda" if torch.cuda.is_available() else None
         device = args.device or (ranks.device(best) if best else None)
-        pipe = load_pipeline(args.model, device)
+        pipe = load_pipeline(args.model, device, args.short_side)
     except (*_INPUT_ERRORS, AssertionError) as error:
         console.fail(args.model or "the bundled checkpoint", str(error))
         return FAILED
@@ -182,16 +183,20 @@ def finish(console: Console, num_jobs: int) -> int:
     return FAILED
 
 
-def load_pipeline(model: str | None, device: str | None) -> Any:
+def load_pipeline(model: str | None, device: str | None, short_side: int | None = None) -> Any:
     """The pipeline of a checkpoint in float32.
 
     Args:
         model: Hub id or folder; None is the bundled checkpoint.
         device: Name of a device; None takes the best one.
+        short_side: Short side of the model's input in pixels; None takes that of the checkpoint.
 
     Raises:
-        ValueError: If there is no such checkpoint or device, or it is no AMD model.
+        ValueError: If there is no such checkpoint or device, or it is no AMD model, or the side is
+            too small.
     """
+    if short_side is not None and short_side < MIN_SIDE:
+        raise ValueError(f"`--short-side` must be at least {MIN_SIDE} pixels, got {short_side}.")
     if device is not None:
         try:
             torch.zeros(1, device=device)
@@ -200,9 +205,12 @@ def load_pipeline(model: str | None, device: str | None) -> Any:
             raise ValueError(f"There is no device {device!r} here ({reason}).") from error
     task: Any = TASK  # transformers' overloads name its own tasks only
     try:
-        return transformers.pipeline(task, model=model, device=device, dtype=torch.float32)
+        pipe = transformers.pipeline(task, model=model, device=device, dtype=torch.float32)
     except LOAD_ERRORS as error:
         raise unusable_checkpoint(model or "in the package", error) from error
+    if short_side is not None:
+        pipe.image_processor.size = SizeDict(shortest_edge=short_side)
+    return pipe
 
 
 def segment_image(

@@ -40,6 +40,13 @@ def add_segment_options(parser: argparse.ArgumentParser) -> None:
         "--object-segment", type=_count, metavar="K", help="segment to read; that of the model"
     )
     parser.add_argument(
+        "--short-side",
+        type=_count,
+        metavar="PX",
+        help="short side of the model's input, also of the adaptation: larger is finer and slower; "
+        "that of the checkpoint",
+    )
+    parser.add_argument(
         "--refine", choices=("guided-filter",), help="let mask edges follow those of the image"
     )
     parser.add_argument(
