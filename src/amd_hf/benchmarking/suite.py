@@ -35,7 +35,7 @@ class BenchmarkSettings:
         num_steps: Steps of the adaptation that are timed.
         frame_size: Height and width of the frames of the adapted video.
         short_side: Short side from which the crops of the adaptation are cut.
-        small_side: Short side of the adaptation with smaller crops.
+        small_sides: Short sides of the adaptation with smaller crops.
         num_workers: Worker processes of the data loader.
         num_batches: Batches of the data loader per round.
         loader_source: Source of the frame pairs; None generates 480p frames.
@@ -61,7 +61,7 @@ class BenchmarkSettings:
     num_steps: int = 2
     frame_size: tuple[int, int] = (480, 854)
     short_side: int = workloads_video.PUBLISHED_SHORT_SIDE
-    small_side: int = workloads_video.SMALL_SHORT_SIDE
+    small_sides: tuple[int, ...] = workloads_video.SMALL_SHORT_SIDES
     num_workers: int = 2
     num_batches: int = 12
     loader_source: str | None = None
@@ -89,7 +89,7 @@ class BenchmarkSettings:
             num_steps=1,
             frame_size=(72, 96),
             short_side=64,
-            small_side=60,
+            small_sides=(60,),
             num_workers=0,
             num_batches=1,
             compiles=False,
@@ -225,7 +225,7 @@ def _adaptation(settings: BenchmarkSettings, config: AMDConfig) -> list[Measurem
             settings.num_steps,
             frame_size=settings.frame_size,
             short_side=settings.short_side,
-            small_side=settings.small_side,
+            small_sides=settings.small_sides,
             device=settings.device,
         )
     ]
