@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from PIL import Image
 from torch import Tensor, nn
 
@@ -246,3 +247,26 @@ def test_residual_blocks_and_motion_pathway_get_their_initialization(make: Make)
     # The published code has PyTorch's own initialization here in effect.
     published = dict(AMDModel(build_config(make())).named_parameters())
     assert published["segment_flow.readout.hidden.bias"].all()
+
+
+@pytest.mark.slow
+# torch itself makes an instance when it traces an autograd function.
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+def test_a_compiled_run_learns_the_same(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`accelerate launch --dynamo_backend ...`: same weights and names, also after a resume."""
+    options = {"stages": "pixel_flow:2,segment_flow", "max_train_steps": 4, "ema_decay": 0.9}
+    pretrain(make("plain", **options))
+    AcceleratorState._reset_state(True)
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "AOT_EAGER")
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    pretrain(make("compiled", **options, max_train_minutes=1e-9))
+    AcceleratorState._reset_state(True)
+    pretrain(make("compiled", **options, resume_from_checkpoint="latest"))
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
+    for folder in ("", "ema"):
+        plain = weights(Path(make("plain").output_dir) / folder)
+        compiled = weights(Path(make("compiled").output_dir) / folder)
+        assert plain.keys() == compiled.keys()
+        for name, value in plain.items():
+            torch.testing.assert_close(compiled[name], value, atol=1e-4, rtol=1e-3, msg=name)
