@@ -90,12 +90,24 @@ class TestTable:
         assert "### DAVIS-2016 val (1376 frames)" in report
         assert "| **tiny**, selected segment | per-image | 45.7 [41.0, 50.0] | 40.0 |" in report
         assert "| **tiny**, selected segment | per-video, 100 steps | 45.7" in report
-        assert "| oracle: best segment of the set | per-image | 55.7 |" in report
+        assert "| oracle: best segment of the set = oracle per row | per-image | 55.7 |" in report
         assert report.count("control: center ellipse | measured | 45.7 [10.0, 20.0]") == 1
         assert "| ARP | *published* | 76.2 | - | - | - | no | saliency | CPMFlow |" in report
         assert "| AMD (per-vid) | *published* | 57.8 | - | - | - | yes | none | none |" in report
         assert "`amd-hf evaluate davis2016 --data DIR`: 2026-01-02, commit abc1234" in report
         assert "not comparable" not in report
+
+    def test_equal_scores_share_a_row(self):
+        same = make_result(oracle=VIDEO_SCORES, best_of_k=VIDEO_SCORES, intervals={})
+        report = render_report([same])
+        joined = "selected segment = oracle of the set = oracle per row"
+        assert f"| **tiny**, {joined} | per-image | 45.7 |" in report
+        assert "| oracle: best" not in report
+
+    def test_size_and_refinements_belong_to_the_protocol(self):
+        settings = {"refinements": ["flips"], "short_side": 360}
+        report = render_report([make_result(settings=settings)])
+        assert "| per-image + 360 pixels + flips |" in report
 
     def test_every_line_of_a_table_has_the_same_cells(self):
         for name in ("davis2016", "duts-te"):

@@ -31,6 +31,8 @@ CHOICES = (
     ("oracle", "oracle: best segment of the set"),
     ("best_of_k", "oracle: best segment per row"),
 )
+# The same in rows that share their scores with the one before.
+SHORT_NAMES = {"oracle": "oracle of the set", "best_of_k": "oracle per row"}
 CONTROL_NAMES = {
     "center_ellipse": "control: center ellipse",
     "random_init": "control: random initialization",
@@ -195,21 +197,25 @@ def _facts(kind: str, *facts: str) -> list[str]:
 
 
 def _own_rows(result: dict[str, Any], facts: Sequence[str]) -> list[list[str]]:
-    """Rows of the evaluated model: selected and the two oracles."""
-    kind = result["kind"]
-    refinements = result["settings"].get("refinements") or []
-    protocol = " + ".join([result["protocol"], *refinements])
-    objective = result["settings"].get("adapt_settings", {}).get("objective")
-    if result["settings"].get("adapt_steps") and objective not in WITHOUT_FLOW:
+    """Rows of the evaluated model: selected and the two oracles; what is equal shares a row."""
+    kind, settings = result["kind"], result["settings"]
+    side = settings.get("short_side")
+    sizes = [] if side is None else [f"{side} pixels"]
+    protocol = " + ".join([result["protocol"], *sizes, *(settings.get("refinements") or [])])
+    objective = settings.get("adapt_settings", {}).get("objective")
+    if settings.get("adapt_steps") and objective not in WITHOUT_FLOW:
         facts = (*facts[:2], "DIS (training and adaptation)")
-    rows = []
+    labels: dict[tuple[str, ...], list[str]] = {}
     for key, label in CHOICES:
-        scores = result.get(key)
-        if not scores:
-            continue
-        intervals = result.get("intervals", {}).get(key, {})
-        name = f"**{result['model']}**, {label}" if key == "selected" else f"{label}"
-        cells = _score_cells(kind, scores, intervals)
+        if result.get(key):
+            intervals = result.get("intervals", {}).get(key, {})
+            cells = tuple(_score_cells(kind, result[key], intervals))
+            labels.setdefault(cells, []).append(SHORT_NAMES[key] if cells in labels else label)
+    rows = []
+    for cells, names in labels.items():
+        name = " = ".join(names)
+        if names[0] == CHOICES[0][1]:
+            name = f"**{result['model']}**, {name}"
         rows.append([name, protocol, *cells, *_facts(kind, *facts)])
     return rows
 
