@@ -210,13 +210,14 @@ def _own_rows(result: dict[str, Any], facts: Sequence[str]) -> list[list[str]]:
         if result.get(key):
             intervals = result.get("intervals", {}).get(key, {})
             cells = tuple(_score_cells(kind, result[key], intervals))
-            labels.setdefault(cells, []).append(SHORT_NAMES[key] if cells in labels else label)
+            name = SHORT_NAMES[key] if cells in labels else label
+            labels.setdefault(cells, []).append(name)
     rows = []
     for cells, names in labels.items():
-        name = " = ".join(names)
+        title = " = ".join(names)
         if names[0] == CHOICES[0][1]:
-            name = f"**{result['model']}**, {name}"
-        rows.append([name, protocol, *cells, *_facts(kind, *facts)])
+            title = f"**{result['model']}**, {title}"
+        rows.append([title, protocol, *cells, *_facts(kind, *facts)])
     return rows
 
 
