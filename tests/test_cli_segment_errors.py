@@ -12,10 +12,12 @@ from typing import Any
 import av
 import numpy as np
 import pytest
+from PIL import Image
 
 from amd_hf import AMDImageProcessor
 from amd_hf.cli.main import main
 from amd_hf.video_amd import VideoWriter
+from amd_hf.whole_files import PARTIAL_PREFIX
 
 from .segment_cases import (  # noqa: F401 (fixtures)
     checkpoint,
@@ -37,7 +39,7 @@ def test_objective_that_needs_an_extra_names_it(
     code, lines, _ = segment("clip.mp4", "photo.jpg", *arguments)
     assert code == 2
     records = {record["input"]: record for record in map(json.loads, lines)}
-    assert "amd-hf[train]" in records["clip.mp4"]["error"]
+    assert "comes with the extras eval, train and demo" in records["clip.mp4"]["error"]
     assert Path(records["photo.jpg"]["mask"]).is_file()
 
 
@@ -61,6 +63,34 @@ def test_a_segment_that_the_model_lacks_is_named(segment: Any, tmp_path: Path) -
     assert code == 2
     [record] = map(json.loads, lines)
     assert "`object_segment` must lie in 0.." in record["error"]
+
+
+def test_a_mask_is_whole_or_absent(
+    segment: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full disk in the middle of a PNG, and what a killed run left behind."""
+    save = Image.Image.save
+
+    def torn(self: Image.Image, place: Any, *args: Any, **options: Any) -> None:
+        save(self, place, *args, **options)
+        if Path(place).name.endswith("00001.png"):
+            Path(place).write_bytes(Path(place).read_bytes()[:20])
+            raise OSError(28, "No space left on device")
+
+    write_clip(tmp_path / "clip.mp4", 3)
+    with monkeypatch.context() as patch:
+        patch.setattr(Image.Image, "save", torn)
+        code, _, errors = segment("clip.mp4")
+    assert code == 2
+    assert "No space left on device" in errors
+    masks = tmp_path / "out" / "clip" / "masks"
+    assert [path.name for path in masks.iterdir()] == ["00000.png"]
+    (masks / f"{PARTIAL_PREFIX}00001.png").write_bytes(b"half")
+    assert segment("clip.mp4")[0] == 0
+    assert sorted(path.name for path in masks.iterdir()) == [f"{n:05d}.png" for n in range(3)]
+    for path in masks.iterdir():
+        with Image.open(path) as mask:
+            mask.load()
 
 
 def test_bad_inputs_do_not_stop_the_others(segment: Any, tmp_path: Path) -> None:

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from PIL import Image
+
 PARTIAL_PREFIX = ".partial_"
 
 
@@ -38,6 +40,26 @@ def write_atomically(path: Path, data: bytes) -> None:
         sync_path(partial)
         partial.replace(path)
         sync_path(path.parent)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def save_picture(picture: Image.Image, path: Path) -> None:
+    """Saves a picture so that a killed process leaves the whole file or none.
+
+    Not synced, unlike the other writers here: one of many files that are quickly made again.
+
+    Args:
+        picture: The picture.
+        path: The file, in a folder that exists; its suffix decides the format.
+
+    Raises:
+        OSError: If it cannot be written; an old file stays.
+    """
+    partial = path.with_name(f"{PARTIAL_PREFIX}{path.name}")
+    try:
+        picture.save(partial)
+        partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
 

@@ -34,6 +34,7 @@ from amd_hf.image_io_amd import MIN_SIDE, read_image
 from amd_hf.pipeline_amd import TASK
 from amd_hf.video_amd import FrameStream, VideoWriter
 from amd_hf.visualization import overlay_object
+from amd_hf.whole_files import PARTIAL_PREFIX, save_picture
 
 DONE, FAILED = 0, 2
 # ImportError: an objective of the adaptation that needs an extra.
@@ -222,8 +223,8 @@ def segment_image(
     entry = pipe(image, threshold=args.threshold, **_segment(args))[0]
     mask_path = output / f"{job.name}_mask.png"
     overlay_path = output / f"{job.name}_overlay.png"
-    entry["mask"].save(mask_path)
-    Image.fromarray(overlay_object(image, entry["mask"])).save(overlay_path)
+    save_picture(entry["mask"], mask_path)
+    save_picture(Image.fromarray(overlay_object(image, entry["mask"])), overlay_path)
     share = float(np.asarray(entry["mask"]).mean() / 255)
     record = {
         "input": job.source,
@@ -255,6 +256,8 @@ def segment_video(
     if not job.frames:
         stream = FrameStream(job.source)
         fps, num_expected = fps or stream.fps, stream.num_frames
+    for partial in masks.glob(f"{PARTIAL_PREFIX}*"):  # of a killed run
+        partial.unlink()
     old_masks = {path.name for path in masks.glob("*.png")}
     pipe, num_steps = _adapted(job, pipe, args, console)
     scores: list[float] = []
@@ -265,7 +268,7 @@ def segment_video(
     ):
         try:
             for name, frame, entry in _segmented(job, pipe, args, console):
-                entry["mask"].save(masks / name)
+                save_picture(entry["mask"], masks / name)
                 writer.write(overlay_object(frame, entry["mask"]))
                 old_masks.discard(name)
                 scores.append(entry["score"])
