@@ -20,7 +20,7 @@ from amd_hf.training.data_stream import EndlessBatches, with_known_steps
 from amd_hf.training.interrupts import StopRequest, stop_requests
 from amd_hf.training.objectives import Stage, parse_stages, register_objective, stage_at
 from amd_hf.training.pretraining import PretrainingRun, pretrain
-from amd_hf.training.setup import build_config, build_optimizer, parse_overrides
+from amd_hf.training.setup import build_config, parse_overrides
 
 from .loopback_hub import LoopbackHub, connect
 from .pretraining_runs import (  # noqa: F401 (fixtures)
@@ -349,14 +349,6 @@ def test_the_image_processor_of_the_starting_weights_is_kept(make: Make, tmp_pat
     assert (short_side(args.output_dir), processor.max_size) == (40, 200)
     chosen = AMDModel.from_pretrained(args.output_dir).config.object_segment
     assert processor.object_segment == chosen
-
-
-def test_the_two_pathways_have_their_learning_rates(make: Make) -> None:
-    args = make(motion_lr_scale=0.1)
-    model = AMDModel(build_config(args))
-    groups = build_optimizer(args, model).param_groups
-    assert [group["lr"] for group in groups] == pytest.approx([1e-3, 1e-4])
-    assert sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
 
 
 def test_stages() -> None:
