@@ -184,6 +184,27 @@ def test_autocast(tiny_model: AMDModel) -> None:
     assert result.losses != exact.losses
 
 
+@pytest.mark.slow
+# Of torch itself, which traces autograd functions and imports its own scripted ones.
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")
+def test_compiled_steps_are_the_plain_ones(tiny_model: AMDModel) -> None:
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    plain = adapt_to_video(tiny_model, _clip(), 3, return_history=True, **SMALL)
+    options = {"backend": "aot_eager"}
+    compiled = adapt_to_video(
+        tiny_model, _clip(), 3, return_history=True, compile_options=options, **SMALL
+    )
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
+    assert compiled.losses == pytest.approx(plain.losses, rel=1e-4)
+    for name, value in plain.model.state_dict().items():
+        torch.testing.assert_close(compiled.model.state_dict()[name], value, atol=1e-4, rtol=1e-3)
+    graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    compiled.model(pixel_values=torch.zeros(1, 3, 64, 96))  # the result is not compiled
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs
+
+
 def test_works_without_gradients_around_it(tiny_model: AMDModel) -> None:
     with torch.inference_mode():
         adapted = adapt_to_video(tiny_model, _clip(), 1, **SMALL)

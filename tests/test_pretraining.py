@@ -250,8 +250,9 @@ def test_residual_blocks_and_motion_pathway_get_their_initialization(make: Make)
 
 
 @pytest.mark.slow
-# torch itself makes an instance when it traces an autograd function.
+# Of torch itself, which traces autograd functions and imports its own scripted ones.
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")
 def test_a_compiled_run_learns_the_same(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """`accelerate launch --dynamo_backend ...`: same weights and names, also after a resume."""
     options = {"stages": "pixel_flow:2,segment_flow", "max_train_steps": 4, "ema_decay": 0.9}

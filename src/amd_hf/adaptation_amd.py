@@ -49,6 +49,9 @@ class AdaptationArguments:
             kept frames (frame number -> uint8 (3, H, W)) and returns a map (h, w) in [0, 1] for
             each; the function then gets the maps' crops (B, 2, H, W) as its third argument.
         autocast_dtype: `torch.bfloat16` or `torch.float16` for mixed precision; None for float32.
+        compile_options: Arguments of `torch.compile` for the model during the steps, such as {} or
+            {"mode": "reduce-overhead"}, which replays CUDA graphs on a GPU; None does not compile.
+            Compiling takes minutes on a CPU. The returned model is not compiled.
         seed: Seed of pairs, crops and dropout: same seed, same result (on one machine).
         time_limit: Seconds after which no further step starts; the learning rate then decays with
             time. Reading the video stops after half of it. At least one step is taken.
@@ -76,6 +79,7 @@ class AdaptationArguments:
     dropout: bool = True
     objective: Callable[..., Tensor] | None = None
     autocast_dtype: torch.dtype | None = None
+    compile_options: dict[str, Any] | None = None
     seed: int = 0
     time_limit: float | None = None
 
@@ -253,8 +257,51 @@ def _train(
     result: AdaptationResult, cache: FrameCache, arguments: AdaptationArguments, start: float
 ) -> Iterator[float]:
     """Trains `result.model` in place and yields the loss of every step."""
-    model = result.model
-    device, dtype = model.device, model.dtype
+    model, device = result.model, result.model.device
+    with _prepared(model, arguments) as weights:
+        torch.manual_seed(arguments.seed)
+        generator = torch.Generator().manual_seed(arguments.seed)
+        optimizer = torch.optim.Adam(
+            weights or [torch.zeros(1)],
+            arguments.learning_rate,
+            weight_decay=arguments.weight_decay,
+            fused=device.type in ("cpu", "cuda"),  # one pass over the weights in place of ten
+        )
+        uses_scaler = arguments.autocast_dtype is torch.float16 and device.type != "cpu"
+        scaler = torch.amp.GradScaler(device.type, enabled=uses_scaler)
+        for step in range(arguments.num_steps):
+            elapsed = (time.monotonic() - start) / (arguments.time_limit or float("inf"))
+            if elapsed >= 1 and step > 0:
+                break
+            rate = arguments.learning_rate_at(max(step / arguments.num_steps, elapsed))
+            optimizer.param_groups[0]["lr"] = rate
+            pairs = [
+                cache.sample_pair(generator, arguments.crop_size, arguments.short_side_range)
+                for _ in range(arguments.batch_size)
+            ]
+            if arguments.compile_options is not None:
+                torch.compiler.cudagraph_mark_step_begin()
+            loss = _loss(model, torch.stack(pairs).to(device), arguments)
+            optimizer.zero_grad(set_to_none=True)
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
+            value = float(loss.detach())
+            if value != value or value in (float("inf"), float("-inf")):
+                raise RuntimeError(
+                    f"The loss is {value} at adaptation step {step}; lower `learning_rate` "
+                    f"({arguments.learning_rate:g}) or adapt without `autocast_dtype`."
+                )
+            result.losses.append(value)
+            result.learning_rates.append(rate)
+            yield value
+        optimizer.zero_grad(set_to_none=True)
+
+
+@contextmanager
+def _prepared(model: AMDModel, arguments: AdaptationArguments) -> Iterator[list[nn.Parameter]]:
+    """The model as the steps need it, in float32; gives the parameters that adapt."""
+    dtype = model.dtype
     if dtype in (torch.bfloat16, torch.float16):
         model.float()
     needs_grad = {name: weight.requires_grad for name, weight in model.named_parameters()}
@@ -264,42 +311,10 @@ def _train(
     if not weights and arguments.num_steps:
         raise ValueError("`parameters` selects no parameter of the model; loosen the function.")
     _set_mode(model, arguments)
-    torch.manual_seed(arguments.seed)
-    generator = torch.Generator().manual_seed(arguments.seed)
-    optimizer = torch.optim.Adam(
-        weights or [torch.zeros(1)],
-        arguments.learning_rate,
-        weight_decay=arguments.weight_decay,
-        fused=device.type in ("cpu", "cuda"),  # one pass over the weights in place of ten
-    )
-    scaler = torch.amp.GradScaler(
-        device.type, enabled=arguments.autocast_dtype is torch.float16 and device.type != "cpu"
-    )
-    for step in range(arguments.num_steps):
-        elapsed = (time.monotonic() - start) / (arguments.time_limit or float("inf"))
-        if elapsed >= 1 and step > 0:
-            break
-        rate = arguments.learning_rate_at(max(step / arguments.num_steps, elapsed))
-        optimizer.param_groups[0]["lr"] = rate
-        pairs = [
-            cache.sample_pair(generator, arguments.crop_size, arguments.short_side_range)
-            for _ in range(arguments.batch_size)
-        ]
-        loss = _loss(model, torch.stack(pairs).to(device), arguments)
-        optimizer.zero_grad(set_to_none=True)
-        scaler.scale(loss).backward()
-        scaler.step(optimizer)
-        scaler.update()
-        value = float(loss.detach())
-        if value != value or value in (float("inf"), float("-inf")):
-            raise RuntimeError(
-                f"The loss is {value} at adaptation step {step}; lower `learning_rate` "
-                f"({arguments.learning_rate:g}) or adapt without `autocast_dtype`."
-            )
-        result.losses.append(value)
-        result.learning_rates.append(rate)
-        yield value
-    optimizer.zero_grad(set_to_none=True)
+    if arguments.compile_options is not None:
+        model.compile(**arguments.compile_options)
+    yield weights
+    model._compiled_call_impl = None
     for name, weight in model.named_parameters():
         weight.requires_grad_(needs_grad[name])
     nn.Module.to(model, dtype)
