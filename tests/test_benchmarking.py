@@ -168,7 +168,13 @@ class TestWorkloads:
         )
         small = {"bf16, crops of 46", "bf16, crops of 34"}
         assert set(measured.timings) == {"published", "fp32", "bf16"} | small
-        assert all(seconds > 0 for seconds in measured.notes["seconds_per_step"].values())
+        whole = measured.notes["seconds_of_100_steps"]
+        assert set(whole) == {"published", "bf16"} | small
+        assert whole["published"] == pytest.approx(100 * measured.timings["published"].median)
+        # What is done once does not count a hundred times.
+        for name in set(whole) - {"published"}:
+            assert measured.timings[name].median <= whole[name]
+            assert whole[name] < 100 * measured.timings[name].median
 
     def test_loader_and_its_limit(self) -> None:
         pytest.importorskip("datasets", reason="needs the extra `train`")
