@@ -319,3 +319,20 @@ def test_broken_json_of_a_clip(shard: Path) -> None:
     counter = SkipCounter()
     assert len(decoded(shard, counter)) == 5
     assert counter.as_dict()["unreadable"] == 1
+
+
+def test_a_video_whose_name_is_no_text(shard: Path, tmp_path: Path) -> None:
+    """Half of a surrogate pair: JSON can say it, no file can be named by it."""
+    data = shard.read_bytes()
+    name = b'{"video": "a", '
+    assert data.count(name) == 2
+    position = data.index(name)
+    broken = name.replace(b'"a"', b'"\\ud800"')
+    rest = data[position + len(name) :].replace(b" ", b"", len(broken) - len(name))
+    shard.write_bytes(data[:position] + broken + rest[: len(data) - position - len(broken)])
+    counter = SkipCounter()
+    assert len(decoded(shard, counter)) == 5
+    assert counter.as_dict()["unreadable"] == 1
+    assert r"its video is named '\ud800', which is no Unicode text" in counter.latest
+    pack_clips(open_source(shard), tmp_path / "again", PackingSettings(min_difference=0.0))
+    assert len(open_source(tmp_path / "again")) == 5

@@ -192,6 +192,24 @@ def stored_rate(*places: Any) -> float | None:
     return None
 
 
+def stored_video(meta: Mapping[str, Any], default: str) -> str:
+    """Returns the name of the video that a clip was cut from.
+
+    Args:
+        meta: What is stored beside the clip; its `video` is the name.
+        default: The name where none is stored.
+
+    Raises:
+        ValueError: If the name is no text that can be written.
+    """
+    name = str(meta.get("video") or default)
+    try:
+        name.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"its video is named {name!a}, which is no Unicode text") from error
+    return name
+
+
 def stored_numbers(value: Any, num_frames: int) -> tuple[int, ...] | None:
     """Returns the frame numbers that some JSON holds; None where it holds none for these frames.
 

@@ -31,6 +31,7 @@ from amd_hf.data.sources import (
     is_youtube_vos,
     stored_numbers,
     stored_rate,
+    stored_video,
 )
 
 INDEX_NAME = "index.json"
@@ -114,7 +115,7 @@ class TarShardSource(ClipSource):
             try:
                 order = sorted(frames)
                 meta = _read_meta(path, member)
-                video = str(meta.get("video") or key)
+                video = stored_video(meta, key)
                 fps = stored_rate(meta, details.get(video))
                 numbers = stored_numbers(meta.get("numbers"), len(order)) or _own_numbers(order)
             except (OSError, ValueError, RecursionError) as error:

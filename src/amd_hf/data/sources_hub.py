@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from amd_hf.data.counting import SkipCounter
-from amd_hf.data.sources import FRAME_NAME, Clip, stored_numbers, stored_rate
+from amd_hf.data.sources import FRAME_NAME, Clip, stored_numbers, stored_rate, stored_video
 
 DEFAULT_BLOCK_CLIPS = 256
 
@@ -147,7 +147,7 @@ def _parse_row(key: str, row: Mapping[str, Any]) -> tuple[Clip, list[bytes]]:
     name = key.rpartition("/")[2]
     clip = Clip(
         name,
-        str(meta.get("video") or name),
+        stored_video(meta, name),
         len(frames),
         stored_rate(meta),
         stored_numbers(meta.get("numbers"), len(frames)),
