@@ -13,6 +13,8 @@ from pathlib import Path
 from gradio import processing_utils
 from PIL import Image
 
+from amd_hf.whole_files import PARTIAL_PREFIX
+
 
 def save_pil_to_cache(
     img: Image.Image, cache_dir: str, name: str = "image", format: str = "webp"
@@ -35,7 +37,7 @@ def save_pil_to_cache(
     try:
         os.utime(file)  # its age counts from its last use
     except FileNotFoundError:
-        descriptor, staging = tempfile.mkstemp(dir=folder)
+        descriptor, staging = tempfile.mkstemp(prefix=PARTIAL_PREFIX, dir=folder)
         with os.fdopen(descriptor, "wb") as stream:
             stream.write(data)
         os.replace(staging, file)
