@@ -171,10 +171,14 @@ class TestWorkloads:
         whole = measured.notes["seconds_of_100_steps"]
         assert set(whole) == {"published", "bf16"} | small
         assert whole["published"] == pytest.approx(100 * measured.timings["published"].median)
-        # What is done once does not count a hundred times.
         for name in set(whole) - {"published"}:
             assert measured.timings[name].median <= whole[name]
-            assert whole[name] < 100 * measured.timings[name].median
+
+    def test_what_is_done_once_does_not_count_a_hundred_times(self) -> None:
+        # 3 s once and 0.5 s per step: runs of 2 and 8 steps.
+        assert workloads_video.whole_run_seconds(4.0, 7.0, 2) == pytest.approx(3 + 100 * 0.5)
+        # Nothing once: proportional.
+        assert workloads_video.whole_run_seconds(1.0, 4.0, 2) == pytest.approx(50.0)
 
     def test_loader_and_its_limit(self) -> None:
         pytest.importorskip("datasets", reason="needs the extra `train`")

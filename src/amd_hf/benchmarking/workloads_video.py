@@ -93,9 +93,7 @@ def time_adaptation(
         longer_timings = measure(longer, rounds, device)
     whole = {"published": WHOLE_RUN / num_steps * timings["published"].median}
     for name, timing in longer_timings.items():
-        short = timings[name].median
-        per_step = max(timing.median - short, 0.0) / ((LONGER - 1) * num_steps)
-        whole[name] = short + (WHOLE_RUN - num_steps) * per_step
+        whole[name] = whole_run_seconds(timings[name].median, timing.median, num_steps)
     return Measurement(
         "adaptation",
         f"{num_steps} steps of 2 pairs of {crop}x{crop}, "
@@ -103,6 +101,18 @@ def time_adaptation(
         timings,
         notes={f"seconds_of_{WHOLE_RUN}_steps": whole},
     )
+
+
+def whole_run_seconds(short: float, long: float, num_steps: int) -> float:
+    """Seconds of `WHOLE_RUN` steps, from runs of `num_steps` and `LONGER` times as many.
+
+    Args:
+        short: Seconds of the shorter run.
+        long: Seconds of the longer run.
+        num_steps: Steps of the shorter run.
+    """
+    per_step = max(long - short, 0.0) / ((LONGER - 1) * num_steps)
+    return short + (WHOLE_RUN - num_steps) * per_step
 
 
 def _adapt_as_published(
